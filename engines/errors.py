@@ -1,0 +1,21 @@
+"""The root of the exception tree, and the errors of engines.
+
+    MutoscopeError
+    ├── EngineError                     a graph does not load or run
+    │   └── ExecutionProviderError      the device asked for is not to be had
+    └── (mutoscope.runtime.errors)      the errors of bundles, schedules and parameters
+
+It stands in the lowest layer because every layer raises from it.
+"""
+
+
+class MutoscopeError(Exception):
+    """Base of every error that Mutoscope raises on purpose; its message is one line."""
+
+
+class EngineError(MutoscopeError):
+    """A component's graph cannot be loaded or run."""
+
+
+class ExecutionProviderError(EngineError):
+    """The execution provider that was asked for is not available in this build or machine."""

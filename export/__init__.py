@@ -1,0 +1,1 @@
+"""Export: a trained checkpoint becomes a bundle. The only part that needs PyTorch."""

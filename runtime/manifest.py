@@ -1,0 +1,246 @@
+"""The manifest of a bundle: what its components are, what they take, and what they allow.
+
+`manifest.json` is the only place where a bundle says what it is. It is written by the export and
+read by every runtime (Python, C); neither has any other knowledge of a model family.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from mutoscope.runtime.errors import BundleError, ParameterError
+from mutoscope.runtime.json_records import read_record, write_record
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+# Where the value of a graph input comes from. The runtime feeds inputs by source, not by name, so
+# that a family may call its inputs what it likes and need only some of them.
+SOURCES = ("input_ids", "latents", "timestep", "prompt_embeds")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and digest of one file of the bundle."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One input or output of a graph; a string in `shape` names an axis that may vary."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """How close a component came to the checkpoint at one set of input shapes."""
+
+    shapes: dict[str, tuple[int, ...]]
+    psnr_db: float
+    max_abs_error: float
+    cosine_similarity: float
+
+
+@dataclass(frozen=True)
+class ComponentRecord:
+    """One exported component.
+
+    `variants` maps a name ("float32", later "float16", "int8") to the path of its graph;
+    `default_variant` is the one that is run when none is asked for.
+    """
+
+    variants: dict[str, str]
+    default_variant: str
+    inputs: dict[str, TensorRecord]
+    outputs: dict[str, TensorRecord]
+    parity: tuple[ParityRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The text tokenizer; ids are padded to `max_length` with `pad_token_id`."""
+
+    file: str
+    max_length: int
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
+class LatentsRecord:
+    """The shape of the latents that belong to a clip."""
+
+    channels: int
+    vae_scale_factor_spatial: int
+    vae_scale_factor_temporal: int = 1
+
+
+@dataclass(frozen=True)
+class LimitRecord:
+    """The values one size may take: `multiple * k + offset`, from `minimum` to `maximum`."""
+
+    minimum: int
+    maximum: int | None = None
+    multiple: int = 1
+    offset: int = 0
+
+    def check(self, name: str, value: int) -> None:
+        """Raise `ParameterError` with values that work, if `value` is not allowed."""
+        if value < self.minimum:
+            raise ParameterError(
+                f"{name} is {value}; this bundle needs at least {self.minimum}: use {self.minimum}"
+            )
+        if self.maximum is not None and value > self.maximum:
+            raise ParameterError(
+                f"{name} is {value}; this bundle allows at most {self.maximum}: use {self.maximum}"
+            )
+        below = value - (value - self.offset) % self.multiple
+        if below == value:
+            return
+        near = [below, below + self.multiple]
+        allowed = [v for v in near if v >= self.minimum and v <= (self.maximum or v)]
+        rule = f"{self.multiple}k + {self.offset}" if self.offset else f"{self.multiple}k"
+        hint = " or ".join(str(v) for v in allowed)
+        raise ParameterError(f"{name} is {value}; this bundle needs {rule}: use {hint}")
+
+
+@dataclass(frozen=True)
+class LimitsRecord:
+    """What `height`, `width` (pixels) and `num_frames` may be."""
+
+    height: LimitRecord
+    width: LimitRecord
+    num_frames: LimitRecord
+
+
+@dataclass(frozen=True)
+class DefaultsRecord:
+    """What a generation uses where the caller says nothing."""
+
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    num_frames: int
+    frame_rate: float
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a bundle says of itself.
+
+    Attributes:
+        schedules: For each scheduler name, the path of the table for each number of steps.
+        guidance: Whether the denoiser follows classifier-free guidance (a second pass with the
+            negative prompt).
+    """
+
+    name: str
+    family: str
+    components: dict[str, ComponentRecord]
+    tokenizer: TokenizerRecord
+    latents: LatentsRecord
+    limits: LimitsRecord
+    defaults: DefaultsRecord
+    schedules: dict[str, dict[str, str]]
+    files: dict[str, FileRecord]
+    guidance: bool = True
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Return the manifest in the file at `path`, checked.
+
+        Raises:
+            BundleError: It is absent, not JSON, from a later format, or inconsistent.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as err:
+            raise BundleError(
+                f"{path.parent} has no {MANIFEST_NAME}, so it is not a bundle: "
+                "make one with mutoscope export CHECKPOINT -o BUNDLE"
+            ) from err
+        except OSError as err:
+            raise BundleError(f"{path} cannot be read: {err.strerror}") from err
+        except ValueError as err:
+            raise BundleError(f"{path} is not valid JSON (damaged?): export again") from err
+        return cls.from_json(value)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """Return the manifest made from a parsed JSON value; raises `BundleError`."""
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise BundleError(f"{MANIFEST_NAME} has no format_version: export again")
+        if version > FORMAT_VERSION:
+            raise BundleError(
+                f"{MANIFEST_NAME} has format_version {version}; this mutoscope reads up to "
+                f"{FORMAT_VERSION}: pip install --upgrade mutoscope"
+            )
+        manifest = read_record(cls, value, MANIFEST_NAME)
+        manifest._check_references()
+        return manifest
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as a JSON object, format_version first."""
+        value = write_record(self)
+        return {"format_version": value.pop("format_version"), **value}
+
+    def _check_references(self) -> None:
+        for path in self.files:
+            check_relative_path(path)
+        for path in self._referenced_paths():
+            check_relative_path(path)
+            if path not in self.files:
+                raise BundleError(f"{MANIFEST_NAME} names {path} but does not list it under files")
+        for name, component in self.components.items():
+            if component.default_variant not in component.variants:
+                raise BundleError(
+                    f"{MANIFEST_NAME}: components: {name} has no variant "
+                    f"{component.default_variant!r}"
+                )
+            for input_name, tensor in component.inputs.items():
+                if tensor.source not in SOURCES:
+                    raise BundleError(
+                        f"{MANIFEST_NAME}: {name} takes {input_name} from {tensor.source!r}, which "
+                        f"this mutoscope does not know (known: {', '.join(SOURCES)}): "
+                        "pip install --upgrade mutoscope"
+                    )
+        if self.defaults.scheduler not in self.schedules:
+            raise BundleError(
+                f"{MANIFEST_NAME}: defaults: scheduler {self.defaults.scheduler!r} has no schedules"
+            )
+
+    def _referenced_paths(self) -> list[str]:
+        paths = [self.tokenizer.file]
+        for component in self.components.values():
+            paths.extend(component.variants.values())
+        for tables in self.schedules.values():
+            paths.extend(tables.values())
+        return paths
+
+
+def check_relative_path(path: str) -> None:
+    """Raise `BundleError` unless `path` is a plain relative POSIX path inside the bundle."""
+    parts = PurePosixPath(path).parts
+    inside = (
+        parts
+        and not PurePosixPath(path).is_absolute()
+        and not PureWindowsPath(path).anchor
+        and ".." not in parts
+        and "\\" not in path
+        and "\0" not in path
+    )
+    if not inside:
+        raise BundleError(f"{MANIFEST_NAME} names {path!r}, which is not inside the bundle")

@@ -1,0 +1,1 @@
+"""Trains the moving-shapes checkpoint: a small text-to-video model of the AnimateDiff kind."""
