@@ -1,0 +1,1 @@
+"""Parts of the schedule tracer; mutoscope.export.schedule is its front."""

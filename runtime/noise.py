@@ -1,0 +1,134 @@
+"""Normal random numbers as torch's CPU generator draws them, without torch.
+
+The start noise and the noise of the steps fix the video that a seed gives, so they are drawn here
+exactly as `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` draws them:
+
+- MT19937, seeded the classic way with the low 32 bits of the seed.
+- From 16 values on: one 24-bit uniform for each value, `(word & 0xffffff) * 2^-24`, then Box-Muller
+  over blocks of 16 in float32. The first eight of a block give the radii (as 1 - u), the last
+  eight the angles. If the count is no multiple of 16, the last 16 values are drawn again.
+- Under 16 values: Box-Muller in float64 on 53-bit uniforms, one pair at a time; the second normal
+  of a pair waits for the next small draw, however many large draws come between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mutoscope.runtime.errors import ParameterError
+
+F32: TypeAlias = NDArray[np.float32]
+U32: TypeAlias = NDArray[np.uint32]
+
+BLOCK = 16
+HALF_BLOCK = BLOCK // 2
+STATE_WORDS = 624
+# What torch's manual_seed takes. Only the low 32 bits reach the generator.
+SEED_MIN = -(2**63)
+SEED_MAX = 2**64 - 1
+
+
+class NoiseGenerator:
+    """The state of one torch CPU generator.
+
+    Successive draws continue one stream; the sizes of earlier draws change what later ones give, as
+    in torch.
+
+    Source: at::CPUGeneratorImpl and normal_fill of torch; tests/runtime/test_noise.py compares.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Start the stream of a seed.
+
+        Args:
+            seed: A whole number from -2^63 to 2^64 - 1, as torch's manual_seed takes it.
+
+        Raises:
+            ParameterError: The seed is no whole number or lies outside that range.
+        """
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+            raise ParameterError(f"seed is {seed!r}; it must be a whole number, for example 0")
+        if not SEED_MIN <= seed <= SEED_MAX:
+            raise ParameterError(f"seed is {seed}; it must lie within 0 and 2^64 - 1")
+        self._words = np.random.Generator(_make_mersenne_twister(int(seed) & 0xFFFFFFFF))
+        self._waiting_normal: float | None = None
+
+    def normal(self, shape: Sequence[int]) -> F32:
+        """Return the next standard normal values of the stream.
+
+        Args:
+            shape: The shape of the result; torch fills it in C order.
+
+        Returns:
+            A new float32 array.
+        """
+        count = math.prod(shape)
+        values = self._normal_large(count) if count >= BLOCK else self._normal_small(count)
+        return values.reshape(tuple(shape))
+
+    def _next_words(self, count: int) -> U32:
+        """The next 32-bit outputs of the Mersenne Twister."""
+        return self._words.integers(0, 0xFFFFFFFF, size=count, dtype=np.uint32, endpoint=True)
+
+    def _next_uniforms(self, count: int) -> F32:
+        """The next uniforms in [0, 1) with 24 random bits each."""
+        bits = self._next_words(count)
+        bits &= np.uint32(0xFFFFFF)
+        return bits.astype(np.float32) * np.float32(2**-24)
+
+    def _normal_large(self, count: int) -> F32:
+        """16 values or more: blocks in float32."""
+        values = self._next_uniforms(count)
+        whole = count - count % BLOCK
+        _box_muller_in_place(values[:whole])
+        if whole != count:
+            values[-BLOCK:] = self._next_uniforms(BLOCK)
+            _box_muller_in_place(values[-BLOCK:])
+        return values
+
+    def _normal_small(self, count: int) -> F32:
+        """Under 16 values: one after the other, in float64."""
+        return np.array([self._next_normal() for _ in range(count)], dtype=np.float32)
+
+    def _next_normal(self) -> float:
+        """One value of the float64 path, which makes two at a time."""
+        if self._waiting_normal is not None:
+            normal, self._waiting_normal = self._waiting_normal, None
+            return normal
+        angle = 2.0 * math.pi * self._next_double()
+        radius = math.sqrt(-2.0 * math.log1p(-self._next_double()))
+        self._waiting_normal = radius * math.sin(angle)
+        return radius * math.cos(angle)
+
+    def _next_double(self) -> float:
+        """A uniform in [0, 1) with 53 random bits."""
+        high, low = (int(word) for word in self._next_words(2))
+        return (((high << 32) | low) & (2**53 - 1)) * 2.0**-53
+
+
+def _make_mersenne_twister(seed: int) -> np.random.MT19937:
+    """MT19937 in the state that its authors' init_genrand gives."""
+    key = np.empty(STATE_WORDS, dtype=np.uint32)
+    word = seed
+    for index in range(STATE_WORDS):
+        if index:
+            word = (1812433253 * (word ^ (word >> 30)) + index) & 0xFFFFFFFF
+        key[index] = word
+    twister = np.random.MT19937(0)
+    twister.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": STATE_WORDS}}
+    return twister
+
+
+def _box_muller_in_place(uniforms: F32) -> None:
+    """Turn whole blocks of 16 uniforms into normals, in place."""
+    halves = uniforms.reshape(-1, 2, HALF_BLOCK)
+    first, second = halves[:, 0], halves[:, 1]
+    radius = np.sqrt(np.float32(-2.0) * np.log(np.float32(1.0) - first))
+    angle = np.float32(2.0 * math.pi) * second
+    np.multiply(radius, np.cos(angle), out=first)
+    np.multiply(radius, np.sin(angle), out=second)
