@@ -217,6 +217,13 @@ class Manifest:
                         f"this mutoscope does not know (known: {', '.join(SOURCES)}): "
                         "pip install --upgrade mutoscope"
                     )
+        for scheduler, tables in self.schedules.items():
+            for count in tables:
+                if not (count.isascii() and count.isdigit() and int(count) > 0):
+                    raise BundleError(
+                        f"{MANIFEST_NAME}: schedules: {scheduler}: {count!r} must be a number of "
+                        "steps"
+                    )
         if self.defaults.scheduler not in self.schedules:
             raise BundleError(
                 f"{MANIFEST_NAME}: defaults: scheduler {self.defaults.scheduler!r} has no schedules"

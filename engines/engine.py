@@ -1,0 +1,91 @@
+"""What every engine offers: named tensors in, named tensors out, on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from mutoscope.engines.errors import EngineError
+
+Array = NDArray[Any]
+Tensors = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: Name of the numpy type, e.g. "float32".
+        shape: Length of each axis; a string names an axis that may vary, the same name always
+            stands for the same length.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        """Return the type and the shape in one word: `float32[1, 77, D]`."""
+        return f"{self.dtype}[{', '.join(str(length) for length in self.shape)}]"
+
+
+class Engine(Protocol):
+    """One graph, loaded on one device.
+
+    An engine may be used from one thread at a time.
+    """
+
+    @property
+    def device(self) -> str:
+        """Where it runs, for people: "cpu", "cuda"."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """The inputs by name, in the order of the graph."""
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """The outputs by name, in the order of the graph."""
+
+    def run(self, feeds: Mapping[str, Array]) -> Tensors:
+        """Return all outputs, new arrays, for these inputs.
+
+        Raises:
+            EngineError: An input is missing, unknown or of the wrong type or shape, or the graph
+                failed.
+        """
+
+    def close(self) -> None:
+        """Free the memory; it can be called again, but run cannot."""
+
+
+def check_feeds(name: str, inputs: Mapping[str, TensorSpec], feeds: Mapping[str, Array]) -> None:
+    """Raise `EngineError` unless the arrays in `feeds` are what the graph takes.
+
+    Args:
+        name: What to call the graph in messages.
+        inputs: The inputs that the graph declares.
+        feeds: An array for each of them.
+    """
+    for missing in inputs.keys() - feeds.keys():
+        raise EngineError(f"{name} needs an input {missing!r}: pass {', '.join(inputs)}")
+    for unknown in feeds.keys() - inputs.keys():
+        raise EngineError(f"{name} has no input {unknown!r}: it takes {', '.join(inputs)}")
+    lengths: dict[str, int] = {}
+    for input_name, spec in inputs.items():
+        array = feeds[input_name]
+        fits = len(array.shape) == len(spec.shape) and all(
+            length == (lengths.setdefault(axis, length) if isinstance(axis, str) else axis)
+            for length, axis in zip(array.shape, spec.shape, strict=True)
+        )
+        if array.dtype.name != spec.dtype or not fits:
+            known = ", ".join(f"{axis} = {length}" for axis, length in lengths.items())
+            raise EngineError(
+                f"{name}: {input_name} is {array.dtype}{list(array.shape)}; "
+                f"the graph takes {spec}" + (f" with {known}" if known and not fits else "")
+            )

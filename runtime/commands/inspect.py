@@ -1,0 +1,135 @@
+"""`mutoscope inspect`: what a bundle is and what it allows."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from mutoscope.runtime.bundle import (
+    Bundle,
+    describe_counts,
+    find_external_data,
+    short_scheduler_name,
+)
+from mutoscope.runtime.manifest import ComponentRecord, LimitRecord, Manifest, TensorRecord
+
+_LABEL_WIDTH = 14
+_TEXT_WIDTH = 84
+
+_EPILOG = """\b
+Examples:
+  mutoscope inspect bundle
+  mutoscope inspect bundle --json
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("bundle", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
+def inspect(bundle: str | None, as_json: bool) -> None:
+    """Show what a bundle is and what it allows.
+
+    BUNDLE is its folder; left out, it is the bundle that ships with mutoscope. Sizes of files are
+    checked, their content is not: for that there is mutoscope verify.
+    """
+    opened = Bundle.default() if bundle is None else Bundle.open(bundle)
+    if as_json:
+        click.echo(json.dumps(opened.manifest.to_json()))
+    else:
+        click.echo("\n".join(describe_bundle(opened)))
+
+
+def describe_bundle(bundle: Bundle) -> Iterator[str]:
+    """Yield the lines of a summary for people."""
+    manifest = bundle.manifest
+    total = sum(file.size_bytes for file in manifest.files.values())
+    yield f"{manifest.name}: {manifest.family}, {len(manifest.files)} files, {format_bytes(total)}"
+    yield ""
+    yield "components"
+    for name, component in manifest.components.items():
+        yield from _describe_component(manifest, name, component)
+    yield ""
+    yield "limits"
+    for name in ("height", "width", "num_frames"):
+        yield _line(name, describe_limit(getattr(manifest.limits, name)))
+    tokenizer = manifest.tokenizer
+    yield _line("prompt", f"up to {tokenizer.max_length} tokens, with those the tokenizer adds")
+    yield _line("guidance", "yes" if manifest.guidance else "no")
+    yield ""
+    yield "defaults"
+    defaults = manifest.defaults
+    steps = f"{short_scheduler_name(defaults.scheduler)}, {defaults.num_inference_steps} steps"
+    yield _line("scheduler", steps)
+    yield _line("guidance scale", f"{defaults.guidance_scale:g}")
+    size = f"{defaults.num_frames} frames of {defaults.height} x {defaults.width} pixels"
+    yield _line("clip", f"{size} at {defaults.frame_rate:g} frames per second")
+    if defaults.negative_prompt:
+        yield _line("negative", repr(defaults.negative_prompt))
+    yield ""
+    yield "schedulers (steps)"
+    for name, tables in manifest.schedules.items():
+        counts = describe_counts(sorted(int(count) for count in tables))
+        yield f"  {short_scheduler_name(name)} ({name}): {counts}"
+    if manifest.provenance:
+        yield ""
+        yield "provenance"
+        yield from _describe_provenance(manifest.provenance)
+
+
+def describe_limit(limit: LimitRecord) -> str:
+    """Return the values that a size may take, in words."""
+    reach = f"{limit.minimum} to {limit.maximum}" if limit.maximum else f"{limit.minimum} and more"
+    if limit.multiple == 1:
+        return reach
+    rule = f"multiples of {limit.multiple}" + (f" plus {limit.offset}" if limit.offset else "")
+    return f"{reach}, {rule}"
+
+
+def format_bytes(count: int) -> str:
+    """Return a size for people: `3.4 MB`."""
+    size, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _describe_component(manifest: Manifest, name: str, component: ComponentRecord) -> Iterator[str]:
+    yield f"  {name}"
+    for variant, graph in component.variants.items():
+        files = [graph, *find_external_data(manifest, component, graph)]
+        size = sum(manifest.files[file].size_bytes for file in files)
+        default = ", the default" if variant == component.default_variant else ""
+        yield f"    {variant}: {graph}, {format_bytes(size)}{default}"
+    for kind, tensors in (("takes", component.inputs), ("returns", component.outputs)):
+        for tensor_name, tensor in tensors.items():
+            yield f"    {kind} {tensor_name}: {_describe_tensor(tensor)}"
+    if component.parity:
+        worst = min(component.parity, key=lambda record: record.psnr_db)
+        yield (
+            f"    parity with the checkpoint: {worst.psnr_db:.1f} dB PSNR, largest error "
+            f"{max(record.max_abs_error for record in component.parity):.2g}, at worst of "
+            f"{len(component.parity)} sets of shapes"
+        )
+
+
+def _describe_tensor(tensor: TensorRecord) -> str:
+    return f"{tensor.dtype} [{', '.join(str(length) for length in tensor.shape)}]"
+
+
+def _describe_provenance(provenance: dict[str, Any]) -> Iterator[str]:
+    for name, value in provenance.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        yield _line(
+            name, textwrap.shorten(str(value), _TEXT_WIDTH, placeholder=" ... (see --json)")
+        )
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<{_LABEL_WIDTH}} {text}"

@@ -1,0 +1,95 @@
+"""`mutoscope verify`: is a bundle whole, and does it work?"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.errors import BundleError, MutoscopeError
+from mutoscope.runtime.verification import CheckResult, verify_bundle
+
+_EPILOG = """\b
+Examples:
+  mutoscope verify bundle
+  mutoscope verify bundle --checkpoint checkpoint
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("bundle", required=False)
+@click.option(
+    "--checkpoint",
+    metavar="DIR",
+    help="Compare each component with this checkpoint too, as the export does (needs "
+    "mutoscope[export]).",
+)
+@click.option(
+    "--motion-adapter", metavar="DIR", help="The motion adapter that the export was given."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def verify(
+    bundle: str | None, checkpoint: str | None, motion_adapter: str | None, as_json: bool
+) -> None:
+    """Check that a bundle is whole and works.
+
+    BUNDLE is its folder; left out, it is the bundle that ships with mutoscope. Checked are: size
+    and sha256 of every file, that the graphs load and are as the manifest says, the schedule
+    tables, and a generation of the smallest size. The exit code is 1 if anything fails.
+    """
+    if motion_adapter and not checkpoint:
+        raise click.UsageError("--motion-adapter needs --checkpoint")
+    opened = Bundle.default() if bundle is None else Bundle.open(bundle)
+    results = []
+    for result in _run_all(opened, checkpoint, motion_adapter):
+        click.echo(format_result(result), err=True)
+        results.append(result)
+    failed = [result.name for result in results if not result.ok]
+    if as_json:
+        records = [dataclasses.asdict(result) | {"ok": result.ok} for result in results]
+        click.echo(json.dumps({"bundle": str(opened.path), "ok": not failed, "checks": records}))
+    elif not failed:
+        click.echo(f"{opened.path} is whole and works ({len(results)} checks)")
+    if failed:
+        raise BundleError(
+            f"{len(failed)} of {len(results)} checks failed: {', '.join(failed)}: export again"
+        )
+
+
+def format_result(result: CheckResult) -> str:
+    """Return a result as one line for people."""
+    word = "ok    " if result.ok else "FAILED"
+    detail = result.problem or result.note
+    return f"{word} {result.name}" + (f": {detail}" if detail else "")
+
+
+def _run_all(
+    bundle: Bundle, checkpoint: str | None, motion_adapter: str | None
+) -> Iterator[CheckResult]:
+    yield from verify_bundle(bundle)
+    if checkpoint:
+        yield from _compare_with_checkpoint(bundle.path, checkpoint, motion_adapter)
+
+
+def _compare_with_checkpoint(
+    path: Path, checkpoint: str, motion_adapter: str | None
+) -> Iterator[CheckResult]:
+    # By name: the runtime may not depend on the export, which may not be installed.
+    verification: Any = importlib.import_module("mutoscope.export.verification")
+    try:
+        parity = verification.compare_with_checkpoint(
+            path, checkpoint, motion_adapter=motion_adapter
+        )
+    except MutoscopeError as err:
+        yield CheckResult("parity with the checkpoint", problem=str(err))
+        return
+    for name, records in parity.items():
+        worst = min(records, key=lambda record: record.psnr_db)
+        note = f"{worst.psnr_db:.1f} dB PSNR, largest error {worst.max_abs_error:.2g}"
+        yield CheckResult(f"{name} equals the checkpoint", note=note)

@@ -1,0 +1,120 @@
+"""The graphs of a bundle, loaded when they are first used."""
+
+from __future__ import annotations
+
+from mutoscope.engines.engine import Array, Engine
+from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
+from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.errors import EngineError, ParameterError
+from mutoscope.runtime.timings import Timings
+
+TEXT_ENCODER = "text_encoder"
+VAE_DECODER = "vae_decoder"
+# A bundle has one of them.
+DENOISERS = ("unet", "transformer")
+
+
+class Components:
+    """The engines of one bundle on one device.
+
+    Graph inputs are fed by where the manifest says that their value comes from, in the type that
+    the graph declares, so that inputs may have any name.
+    """
+
+    def __init__(self, bundle: Bundle, execution_provider: str, num_threads: int | None) -> None:
+        """Prepare to load the bundle's components; nothing is loaded yet."""
+        self._bundle = bundle
+        self._execution_provider = execution_provider
+        self._num_threads = num_threads
+        self._engines: dict[str, Engine] = {}
+
+    @property
+    def denoiser(self) -> str:
+        """The name of the component that denoises; raises `ParameterError`."""
+        for name in DENOISERS:
+            if name in self._bundle.manifest.components:
+                return name
+        raise ParameterError(f"this bundle has no denoiser: it needs {' or '.join(DENOISERS)}")
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The names of the components in memory."""
+        return tuple(self._engines)
+
+    def load(self, name: str, timings: Timings) -> Engine:
+        """Return the engine of a component, loading it if need be.
+
+        Raises:
+            BundleError: A file of it is damaged.
+            EngineError: Its graph does not load, or is not what the manifest says.
+            ParameterError: The bundle has no such component.
+        """
+        if name not in self._engines:
+            with timings.measure("seconds_load"):
+                self._engines[name] = OnnxruntimeEngine(
+                    self._bundle.load_graph(name),
+                    execution_provider=self._execution_provider,
+                    num_threads=self._num_threads,
+                )
+            check_declaration(self._bundle, name, self._engines[name])
+        return self._engines[name]
+
+    def unload(self, name: str) -> None:
+        """Free the memory of a component; it is loaded again when it is next used."""
+        engine = self._engines.pop(name, None)
+        if engine is not None:
+            engine.close()
+
+    def run(self, name: str, timings: Timings, sources: dict[str, Array]) -> Array:
+        """Run a component and return its first output, as the graph made it.
+
+        Args:
+            name: The component.
+            timings: Where the time is added, under `seconds_` and the part's name.
+            sources: A value for each source that the manifest may name. A timestep is one number;
+                it is repeated to the length that the graph wants.
+        """
+        engine = self.load(name, timings)
+        part = "denoiser" if name in DENOISERS else name
+        with timings.measure(f"seconds_{part}"):
+            outputs = engine.run(self._make_feeds(name, sources))
+        return outputs[next(iter(self._bundle.manifest.components[name].outputs))]
+
+    def _make_feeds(self, name: str, sources: dict[str, Array]) -> dict[str, Array]:
+        feeds: dict[str, Array] = {}
+        for input_name, record in self._bundle.manifest.components[name].inputs.items():
+            if record.source not in sources:
+                raise EngineError(
+                    f"{name} takes {input_name} from {record.source}, which it is not given here: "
+                    "export the bundle again"
+                )
+            value = sources[record.source].astype(record.dtype, copy=False)
+            feeds[input_name] = value.reshape(1) if value.ndim < len(record.shape) == 1 else value
+        return feeds
+
+
+def check_declaration(bundle: Bundle, name: str, engine: Engine) -> None:
+    """Raise `EngineError` unless a graph takes and returns what the manifest says of it."""
+    component = bundle.find_component(name)
+    for kind, records, specs in (
+        ("input", component.inputs, engine.inputs),
+        ("output", component.outputs, engine.outputs),
+    ):
+        if set(records) != set(specs):
+            raise EngineError(
+                f"{name}: the manifest lists the {kind}s {', '.join(records)}; the graph has "
+                f"{', '.join(specs)}: export again"
+            )
+        for tensor_name, record in records.items():
+            spec = specs[tensor_name]
+            same_shape = len(record.shape) == len(spec.shape) and all(
+                # What one of them calls variable, the other may know the length of.
+                listed == actual or isinstance(listed, str) or isinstance(actual, str)
+                for listed, actual in zip(record.shape, spec.shape, strict=True)
+            )
+            if record.dtype != spec.dtype or not same_shape:
+                shape = ", ".join(str(length) for length in record.shape)
+                raise EngineError(
+                    f"{name}: the manifest lists {kind} {tensor_name} as {record.dtype}[{shape}]; "
+                    f"the graph has {spec}: export again"
+                )

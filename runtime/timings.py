@@ -1,0 +1,38 @@
+"""Where the time of a generation went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Timings:
+    """Wall time in seconds, by part.
+
+    Attributes:
+        seconds_load: Reading and checking files, making sessions; 0 once all is loaded.
+        seconds_text_encoder: Prompt and negative prompt.
+        seconds_denoiser: All steps, and both passes of each where guidance is on.
+        seconds_sampler: The rest of the loop: schedule rows, noise, guidance, callbacks.
+        seconds_vae_decoder: Latents to frames.
+        seconds_total: From the call to the frames.
+    """
+
+    seconds_load: float = 0.0
+    seconds_text_encoder: float = 0.0
+    seconds_denoiser: float = 0.0
+    seconds_sampler: float = 0.0
+    seconds_vae_decoder: float = 0.0
+    seconds_total: float = 0.0
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to the field `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - start)

@@ -1,0 +1,128 @@
+"""The checks of `mutoscope verify`: files, graphs, tables, and a tiny generation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mutoscope.engines.onnxruntime_engine import DEFAULT_EXECUTION_PROVIDER, OnnxruntimeEngine
+from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.components import check_declaration
+from mutoscope.runtime.errors import BundleError, MutoscopeError
+from mutoscope.runtime.manifest import MANIFEST_NAME
+from mutoscope.runtime.pipeline import VideoPipeline
+from mutoscope.runtime.settings import make_settings
+from mutoscope.runtime.tokenizer import TextTokenizer
+
+_PROMPT = "a"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What one check found.
+
+    Attributes:
+        name: What was checked.
+        problem: What is wrong; None if nothing is.
+        note: Something that is not wrong but worth knowing.
+    """
+
+    name: str
+    problem: str | None = None
+    note: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.problem is None
+
+
+def verify_bundle(bundle: Bundle) -> Iterator[CheckResult]:
+    """Check a bundle from its files to a generation; yields each result when it is known."""
+    yield from _check_files(bundle)
+    yield _note_unlisted_files(bundle)
+    yield _run_check("defaults are allowed", lambda: _check_defaults(bundle))
+    yield _run_check("tokenizer", lambda: _check_tokenizer(bundle))
+    for name, component in bundle.manifest.components.items():
+        for variant in component.variants:
+            check = functools.partial(_check_graph, bundle, name, variant)
+            yield _run_check(f"{name} ({variant}) loads and is as declared", check)
+    for scheduler in bundle.manifest.schedules:
+        check_tables = functools.partial(_check_tables, bundle, scheduler)
+        yield _run_check(f"schedule tables of {scheduler}", check_tables)
+    yield _run_check("a generation of the smallest size", lambda: _check_generation(bundle))
+
+
+def _run_check(name: str, check: Callable[[], str | None]) -> CheckResult:
+    """The result of a check: raising is failing, returned text is a note."""
+    try:
+        return CheckResult(name, note=check())
+    except MutoscopeError as err:
+        return CheckResult(name, problem=str(err))
+
+
+def _check_files(bundle: Bundle) -> Iterator[CheckResult]:
+    """One result for each damaged file, and one for all that are whole."""
+    whole = 0
+    for name in bundle.manifest.files:
+        result = _run_check(name, functools.partial(bundle.check_digest, name))
+        if result.ok:
+            whole += 1
+        else:
+            yield result
+    yield CheckResult(f"sha256 of {whole} files")
+
+
+def _note_unlisted_files(bundle: Bundle) -> CheckResult:
+    found = (path for path in sorted(bundle.path.rglob("*")) if path.is_file())
+    names = (path.relative_to(bundle.path).as_posix() for path in found)
+    listed = {MANIFEST_NAME, *bundle.manifest.files}
+    unlisted = [name for name in names if name not in listed]
+    note = f"not in {MANIFEST_NAME}, never read: {', '.join(unlisted)}" if unlisted else None
+    return CheckResult("unlisted files", note=note)
+
+
+def _check_defaults(bundle: Bundle) -> None:
+    make_settings(bundle)
+
+
+def _check_tokenizer(bundle: Bundle) -> None:
+    record = bundle.manifest.tokenizer
+    tokenizer = TextTokenizer(bundle.find_file(record.file), record)
+    tokenizer.encode("prompt", _PROMPT)
+
+
+def _check_graph(bundle: Bundle, name: str, variant: str) -> None:
+    graph = bundle.find_file(bundle.find_component(name).variants[variant])
+    engine = OnnxruntimeEngine(graph, execution_provider=DEFAULT_EXECUTION_PROVIDER)
+    try:
+        check_declaration(bundle, name, engine)
+    finally:
+        engine.close()
+
+
+def _check_tables(bundle: Bundle, scheduler: str) -> str:
+    counts = [int(count) for count in bundle.manifest.schedules[scheduler]]
+    terms = 0
+    for count in counts:
+        terms = max(terms, bundle.load_schedule(scheduler, count).max_terms_per_row)
+    return f"{len(counts)} tables, up to {terms} terms in a row"
+
+
+def _check_generation(bundle: Bundle) -> str:
+    limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
+    counts = bundle.manifest.schedules[defaults.scheduler]
+    with VideoPipeline(bundle, low_memory=True) as pipeline:
+        video = pipeline.generate(
+            _PROMPT,
+            seed=0,
+            num_inference_steps=min(int(count) for count in counts),
+            height=limits.height.minimum,
+            width=limits.width.minimum,
+            num_frames=limits.num_frames.minimum,
+        )
+    wanted = (limits.num_frames.minimum, limits.height.minimum, limits.width.minimum, 3)
+    if video.frames.shape != wanted:
+        raise BundleError(f"it made frames {list(video.frames.shape)} in place of {list(wanted)}")
+    return f"{video.timings.seconds_total:.1f} s"

@@ -1,0 +1,152 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from mutoscope.engines.errors import EngineError, ExecutionProviderError
+from mutoscope.engines.onnxruntime_engine import (
+    EXECUTION_PROVIDERS,
+    OnnxruntimeEngine,
+    list_execution_providers,
+)
+
+
+@pytest.fixture(scope="module")
+def graph_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """total = first + second, both float32 [N, 3]."""
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3])
+        for name in ("first", "second", "total")
+    ]
+    nodes = [helper.make_node("Add", ["first", "second"], ["total"])]
+    graph = helper.make_graph(nodes, "sum", tensors[:2], tensors[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    path = tmp_path_factory.mktemp("graph") / "sum" / "model.onnx"
+    path.parent.mkdir()
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.fixture
+def engine(graph_path: Path) -> OnnxruntimeEngine:
+    return OnnxruntimeEngine(graph_path, num_threads=1)
+
+
+def rows(count: int, dtype: str = "float32") -> np.ndarray:
+    return np.ones((count, 3), dtype)
+
+
+def test_run_returns_the_outputs_by_name(engine: OnnxruntimeEngine) -> None:
+    outputs = engine.run({"first": rows(2), "second": rows(2)})
+    assert list(outputs) == ["total"]
+    np.testing.assert_array_equal(outputs["total"], 2 * rows(2))
+
+
+def test_engine_says_what_it_takes_and_where_it_runs(engine: OnnxruntimeEngine) -> None:
+    assert [str(spec) for spec in engine.inputs.values()] == ["float32[N, 3]"] * 2
+    assert list(engine.outputs) == ["total"]
+    assert engine.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"first": rows(2)}, "sum/model.onnx needs an input 'second': pass first, second"),
+        (
+            {"first": rows(2), "second": rows(2), "third": rows(2)},
+            "sum/model.onnx has no input 'third': it takes first, second",
+        ),
+        (
+            {"first": rows(2, "float64"), "second": rows(2)},
+            r"first is float64\[2, 3\]; the graph takes float32\[N, 3\]$",
+        ),
+        ({"first": rows(2)[0], "second": rows(2)}, r"first is float32\[3\]; the graph takes"),
+        (
+            {"first": rows(2), "second": rows(4)},
+            r"second is float32\[4, 3\]; the graph takes float32\[N, 3\] with N = 2",
+        ),
+    ],
+)
+def test_run_refuses_feeds_that_do_not_fit(
+    engine: OnnxruntimeEngine, feeds: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        engine.run(feeds)
+
+
+def test_run_after_close_says_so(engine: OnnxruntimeEngine) -> None:
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match=r"sum/model.onnx is closed"):
+        engine.run({"first": rows(1), "second": rows(1)})
+
+
+def test_an_unknown_execution_provider_is_refused_with_those_there_are(graph_path: Path) -> None:
+    with pytest.raises(ExecutionProviderError, match=r"'gpu' is unknown \(known: cpu, cuda, .*cpu"):
+        OnnxruntimeEngine(graph_path, execution_provider="gpu")
+
+
+def test_an_execution_provider_that_is_not_built_in_is_refused_with_the_way_to_get_it(
+    graph_path: Path,
+) -> None:
+    missing = [name for name in EXECUTION_PROVIDERS if name not in list_execution_providers()]
+    for name in missing:
+        package = EXECUTION_PROVIDERS[name][1]
+        message = rf"'{name}' is not in this onnxruntime build \(available: .*\): pip install "
+        with pytest.raises(ExecutionProviderError, match=message + package):
+            OnnxruntimeEngine(graph_path, execution_provider=name)
+
+
+def test_a_provider_that_does_not_start_is_an_error_and_never_the_cpu(
+    graph_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What onnxruntime-gpu does on a machine without a driver: it opens a session on the CPU.
+    import onnxruntime
+
+    def open_on_the_cpu(path: str, options: object, *, providers: object, **others: object):
+        return session_type(path, options, providers=["CPUExecutionProvider"])
+
+    session_type = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_on_the_cpu)
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    with pytest.raises(ExecutionProviderError, match="'cuda' is in this onnxruntime build but"):
+        OnnxruntimeEngine(graph_path, execution_provider="cuda")
+
+
+@pytest.mark.parametrize("keep", [0, 20, 100])
+def test_a_damaged_graph_is_one_line_and_no_log(
+    graph_path: Path, tmp_path: Path, keep: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph_path.read_bytes()[:keep])
+    with pytest.raises(EngineError, match=r"model.onnx cannot be loaded") as caught:
+        OnnxruntimeEngine(path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_absent_graph_is_an_engine_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"model.onnx cannot be loaded"):
+        OnnxruntimeEngine(tmp_path / "model.onnx")
+
+
+def test_a_graph_that_fails_while_it_runs_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table = helper.make_tensor("table", TensorProto.FLOAT, [2, 1], [1.0, 2.0])
+    index = helper.make_tensor_value_info("index", TensorProto.INT64, ["N"])
+    row = helper.make_tensor_value_info("row", TensorProto.FLOAT, ["N", 1])
+    nodes = [helper.make_node("Gather", ["table", "index"], ["row"])]
+    graph = helper.make_graph(nodes, "table", [index], [row], [table])
+    path = tmp_path / "table" / "model.onnx"
+    path.parent.mkdir()
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), str(path))
+    engine = OnnxruntimeEngine(path)
+    with pytest.raises(EngineError, match=r"table/model.onnx failed: .*out of") as caught:
+        engine.run({"index": np.array([5])})
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
