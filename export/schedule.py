@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 
+from mutoscope.export.json_values import make_json_value
 from mutoscope.export.schedules.registers import allocate_registers
 from mutoscope.export.schedules.runner import SchedulerRunner
 from mutoscope.export.schedules.simplify import simplify
@@ -74,7 +75,7 @@ def trace_schedule(
             "diffusers": diffusers.__version__,
             "config": _plain_config(scheduler),
             "step_kwargs": dict(step_kwargs),
-            "set_timesteps_kwargs": _plain(set_timesteps_kwargs),
+            "set_timesteps_kwargs": make_json_value(dict(set_timesteps_kwargs)),
         },
     )
     deviation = measure_deviation(make_runner, table)
@@ -107,18 +108,5 @@ def _find_prediction_type(scheduler: Any) -> str:
 
 def _plain_config(scheduler: Any) -> dict[str, Any]:
     """The scheduler's configuration, as JSON can hold it."""
-    config = _plain(dict(getattr(scheduler, "config", {})))
+    config = make_json_value(dict(getattr(scheduler, "config", {})))
     return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON can hold it: what it has no type for becomes a list or its name."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)

@@ -146,8 +146,8 @@ class Bundle:
         """Return the scheduler's name in the manifest.
 
         Args:
-            name: That name or a short form of it, in any case: "ddim" for "DDIMScheduler",
-                "euler-ancestral" for "EulerAncestralDiscreteScheduler".
+            name: That name in any case, or the class name of diffusers where they are alike:
+                "EulerAncestralDiscreteScheduler" for "euler-ancestral".
 
         Raises:
             ParameterError: There is none or more than one; the message lists what there is.
@@ -157,8 +157,7 @@ class Bundle:
             found = [known for known in names if normalize(known) == normalize(name)]
             if len(found) == 1:
                 return found[0]
-        known_names = ", ".join(short_scheduler_name(known) for known in names)
-        raise ParameterError(f"scheduler {name!r} is not in this bundle: use {known_names}")
+        raise ParameterError(f"scheduler {name!r} is not in this bundle: use {', '.join(names)}")
 
     def find_schedule(self, scheduler: str, num_inference_steps: int) -> str:
         """Return the path in the bundle of a table; raises `ParameterError`."""
@@ -170,7 +169,7 @@ class Bundle:
         nearest = min(steps, key=lambda count: (abs(count - num_inference_steps), count))
         raise ParameterError(
             f"num_inference_steps is {num_inference_steps}; this bundle has tables of "
-            f"{short_scheduler_name(name)} for {describe_counts(steps)} steps: use {nearest}"
+            f"{name} for {describe_counts(steps)} steps: use {nearest}"
         )
 
     def load_schedule(self, scheduler: str, num_inference_steps: int) -> ScheduleTable:
@@ -203,12 +202,6 @@ def find_external_data(manifest: Manifest, component: ComponentRecord, graph: st
         and not name.endswith((".onnx", ".json"))
         and not any(name.startswith(other) for other in others)
     ]
-
-
-def short_scheduler_name(name: str) -> str:
-    """Return the short form that people type: "euler-ancestral"."""
-    stem = re.sub("Scheduler|Discrete|Multistep", "", name)
-    return re.sub("(?<=[a-z0-9])(?=[A-Z][a-z])", "-", stem).casefold()
 
 
 def describe_counts(counts: list[int]) -> str:

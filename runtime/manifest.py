@@ -139,7 +139,8 @@ class Manifest:
     """All that a bundle says of itself.
 
     Attributes:
-        schedules: For each scheduler name, the path of the table for each number of steps.
+        schedules: For each scheduler, by the short name that people type ("ddim"), the path of the
+            table for each number of steps.
         guidance: Whether the denoiser follows classifier-free guidance (a second pass with the
             negative prompt).
     """

@@ -30,8 +30,8 @@ def main(folder: Path) -> None:
             )
             run(python, "-c", code, cwd=scratch)
         output = Path(scratch) / "out.mp4"
-        command = [environment / "bin" / "mutoscope", "generate", PROMPT, "-o", output, "--json"]
-        report = json.loads(run(*command, cwd=scratch))
+        mutoscope = environment / "bin" / "mutoscope"
+        report = json.loads(run(mutoscope, "generate", PROMPT, "-o", output, "--json", cwd=scratch))
         print(json.dumps(report, indent=2))
         size = output.stat().st_size
         print(f"{wheel.name} ({wheel.stat().st_size / 1e6:.1f} MB) wrote a video of {size} bytes")

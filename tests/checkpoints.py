@@ -23,10 +23,11 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-WORDS = (
-    "a red green blue white circle square triangle star moves left right up down bounces "
-    "grows shrinks orbits behind passes on the gray black background and slowly"
-).split()
+WORDS = [
+    *("a", "red", "green", "blue", "white", "circle", "square", "triangle", "star", "moves"),
+    *("left", "right", "up", "down", "bounces", "grows", "shrinks", "orbits", "passes", "behind"),
+    *("on", "the", "gray", "black", "background", "and", "slowly"),
+]
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 

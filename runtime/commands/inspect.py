@@ -9,12 +9,7 @@ from typing import Any
 
 import click
 
-from mutoscope.runtime.bundle import (
-    Bundle,
-    describe_counts,
-    find_external_data,
-    short_scheduler_name,
-)
+from mutoscope.runtime.bundle import Bundle, describe_counts, find_external_data
 from mutoscope.runtime.manifest import ComponentRecord, LimitRecord, Manifest, TensorRecord
 
 _LABEL_WIDTH = 14
@@ -62,7 +57,7 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield ""
     yield "defaults"
     defaults = manifest.defaults
-    steps = f"{short_scheduler_name(defaults.scheduler)}, {defaults.num_inference_steps} steps"
+    steps = f"{defaults.scheduler}, {defaults.num_inference_steps} steps"
     yield _line("scheduler", steps)
     yield _line("guidance scale", f"{defaults.guidance_scale:g}")
     size = f"{defaults.num_frames} frames of {defaults.height} x {defaults.width} pixels"
@@ -73,7 +68,7 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield "schedulers (steps)"
     for name, tables in manifest.schedules.items():
         counts = describe_counts(sorted(int(count) for count in tables))
-        yield f"  {short_scheduler_name(name)} ({name}): {counts}"
+        yield f"  {name}: {counts}"
     if manifest.provenance:
         yield ""
         yield "provenance"

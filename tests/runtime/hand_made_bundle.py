@@ -43,8 +43,8 @@ def make_bundle(path: Path) -> Path:
     (path / "schedules").mkdir()
     schedules: dict[str, dict[str, str]] = {}
     for scheduler, noise_scale, counts in (
-        ("DDIMScheduler", 0.0, (1, 2, 3, 4, 8)),
-        ("EulerAncestralDiscreteScheduler", 0.1, (1, 2, 3, 4)),
+        ("ddim", 0.0, (1, 2, 3, 4, 8)),
+        ("euler-ancestral", 0.1, (1, 2, 3, 4)),
     ):
         for count in counts:
             name = f"schedules/{scheduler}_{count}.json"
@@ -94,7 +94,7 @@ def make_manifest(schedules: dict[str, dict[str, str]]) -> dict[str, Any]:
             "num_frames": {"minimum": 1, "maximum": 32},
         },
         "defaults": {
-            "scheduler": "DDIMScheduler",
+            "scheduler": "ddim",
             "num_inference_steps": 4,
             "guidance_scale": 3.0,
             "height": 32,

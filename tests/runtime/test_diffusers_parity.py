@@ -18,6 +18,7 @@ from diffusers import (
 from numpy.typing import NDArray
 
 from mutoscope.export import trace_schedule
+from mutoscope.export.scheduler_tables import name_scheduler
 from mutoscope.runtime import VideoPipeline
 from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH
 from tests.runtime.hand_made_bundle import write_manifest
@@ -91,7 +92,7 @@ def add_schedules(bundle: Path, schedulers: dict[str, Any]) -> None:
     """Add tables of the schedulers that a bundle does not have."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     for scheduler in schedulers.values():
-        tables = manifest["schedules"].setdefault(type(scheduler).__name__, {})
+        tables = manifest["schedules"].setdefault(name_scheduler(type(scheduler).__name__), {})
         for num_inference_steps in STEPS:
             if str(num_inference_steps) not in tables:
                 name = f"schedules/parity_{type(scheduler).__name__}_{num_inference_steps}.json"

@@ -157,7 +157,7 @@ def test_generate_is_the_pipeline(bundle_path: Path, here: Path) -> None:
             num_frames=4,
             height=16,
             width=64,
-            scheduler="EulerAncestralDiscreteScheduler",
+            scheduler="euler-ancestral",
             negative_prompt="blue",
         )
     np.testing.assert_array_equal(np.load("x.npy"), video.frames)
@@ -266,7 +266,7 @@ def test_inspect_shows_what_the_bundle_allows(
         "    float32: unet/model.onnx, ",
         "  height         16 to 256, multiples of 16",
         "  clip           6 frames of 32 x 48 pixels at 8 frames per second",
-        "  ddim (DDIMScheduler): 1-4, 8",
+        "  ddim: 1-4, 8",
     ):
         assert line in text
 
@@ -293,7 +293,7 @@ def test_verify_passes_a_whole_bundle(
 def test_verify_names_what_is_damaged_and_exits_1(
     own_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = own_bundle / "schedules" / "DDIMScheduler_2.json"
+    path = own_bundle / "schedules" / "ddim_2.json"
     path.write_text(path.read_text().replace("0.9", "0.8"))
     (own_bundle / "notes.txt").write_text("mine")
     assert run("verify", own_bundle, "--json") == 1
@@ -301,10 +301,10 @@ def test_verify_names_what_is_damaged_and_exits_1(
     result = json.loads(captured.out)
     assert not result["ok"]
     failed = {check["name"] for check in result["checks"] if not check["ok"]}
-    assert failed == {"schedules/DDIMScheduler_2.json", "schedule tables of DDIMScheduler"}
+    assert failed == {"schedules/ddim_2.json", "schedule tables of ddim"}
     assert "not in manifest.json, never read: notes.txt" in captured.err
     assert captured.err.splitlines()[-1].startswith(
-        "error: 2 of 11 checks failed: schedules/DDIMScheduler_2.json, schedule tables of DDIMSch"
+        "error: 2 of 11 checks failed: schedules/ddim_2.json, schedule tables of ddim"
     )
 
 

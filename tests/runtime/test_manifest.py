@@ -59,7 +59,7 @@ def test_from_json_rejects_what_is_not_an_object(other: Any) -> None:
         (("components", "unet", "inputs", "sample", "source"), "moon", "'moon', which this"),
         (("components", "unet", "default_variant"), "int8", "unet has no variant 'int8'"),
         (("components", "unet", "variants", "float32"), "unet/x.onnx", "names unet/x.onnx but"),
-        (("schedules", "DDIMScheduler", "x"), "schedules/DDIMScheduler_1.json", "'x' must be a"),
+        (("schedules", "ddim", "x"), "schedules/ddim_1.json", "'x' must be a"),
         (("defaults", "scheduler"), "Nobody", "scheduler 'Nobody' has no schedules"),
         (("tokenizer", "file"), "../tokenizer.json", "not inside the bundle"),
         (("files", "/etc/passwd"), {"size_bytes": 1, "sha256": ""}, "'/etc/passwd', which is not"),

@@ -15,7 +15,7 @@ def bundle(bundle_path: Path) -> Bundle:
 
 def test_what_is_not_given_comes_from_the_bundle(bundle: Bundle) -> None:
     settings = make_settings(bundle)
-    assert settings.scheduler == "DDIMScheduler"
+    assert settings.scheduler == "ddim"
     assert (settings.num_inference_steps, settings.guidance_scale) == (4, 3.0)
     assert (settings.num_frames, settings.height, settings.width) == (6, 32, 48)
     assert settings.frame_rate == 8.0

@@ -1,0 +1,1 @@
+"""Measurements of the checkpoint and of the runtime."""

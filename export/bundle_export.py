@@ -1,0 +1,270 @@
+"""Export a checkpoint: every component, the tokenizer, the schedule tables and the manifest."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar
+
+import diffusers
+import onnx
+import torch
+import transformers
+
+from mutoscope.export.bundle_writer import check_output, make_file_records, open_bundle_folder
+from mutoscope.export.checkpoint import Checkpoint, open_checkpoint
+from mutoscope.export.families import open_family
+from mutoscope.export.families.contract import ComponentExport, FamilyExport
+from mutoscope.export.graph import OPSET_VERSION, make_graph, save_graph
+from mutoscope.export.json_values import make_json_value
+from mutoscope.export.parity import check_parity, measure_parity
+from mutoscope.export.scheduler_tables import (
+    DEFAULT_STEP_COUNTS,
+    check_step_counts,
+    make_schedulers,
+    write_schedule_tables,
+)
+from mutoscope.export.tokenizer import export_tokenizer
+from mutoscope.export.weights import (
+    WEIGHT_TYPES,
+    check_float16_weights,
+    store_weights_as_float16,
+)
+from mutoscope.runtime import __version__
+from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.manifest import (
+    MANIFEST_NAME,
+    ComponentRecord,
+    Manifest,
+    ParityRecord,
+)
+
+VARIANT = "float32"
+GRAPH_NAME = "model.onnx"
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ExportProgress:
+    """One message of a running export.
+
+    Attributes:
+        step: The step, from 1.
+        num_steps: How many there are.
+        name: What the step makes, such as "unet".
+        seconds: None at the start of the step; how long it took at its end.
+    """
+
+    step: int
+    num_steps: int
+    name: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ComponentReport:
+    """What the export of one component gave."""
+
+    nodes: int
+    size_bytes: int
+    seconds: float
+    parity: tuple[ParityRecord, ...]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        bundle: The folder.
+        size_bytes: All of its files together.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    components: dict[str, ComponentReport]
+    size_bytes: int
+    seconds: float
+
+
+OnProgress = Callable[[ExportProgress], None]
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    motion_adapter: str | Path | None = None,
+    name: str | None = None,
+    schedulers: Iterable[str] = (),
+    num_inference_steps: Iterable[int] = DEFAULT_STEP_COUNTS,
+    weights: Literal["float32", "float16"] = "float32",
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> ExportReport:
+    """Export a checkpoint to a bundle at `output` and return what was written.
+
+    The bundle is whole or absent: after an error or Ctrl-C nothing is left behind.
+
+    Args:
+        checkpoint: A folder in diffusers layout, or the id of one on the Hugging Face hub.
+        output: The bundle to write.
+        motion_adapter: Folder or hub id of a MotionAdapter, for an image model.
+        name: The bundle's name, for people; that of the checkpoint if None.
+        schedulers: More schedulers than the checkpoint's own, as diffusers class names or aliases.
+        num_inference_steps: The step counts to make schedule tables for.
+        weights: How weights are stored. The graph computes in float32 either way, and float16 is
+            refused where it would change a value.
+        force: Replace a bundle that exists.
+        on_progress: Called at the start and at the end of each step.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be opened, or not by any family.
+        ExportError: A component cannot be exported.
+        ExportParityError: An exported component differs from the checkpoint.
+        OutputError: `output` exists, or cannot be written.
+        ParameterError: An unknown scheduler, step count or weight type.
+        ScheduleError: A scheduler cannot be made a table.
+    """
+    output = Path(output)
+    started = time.perf_counter()
+    check_output(output, force=force)
+    if weights not in WEIGHT_TYPES:
+        raise ParameterError(f"weights is {weights!r}: use one of {', '.join(WEIGHT_TYPES)}")
+    step_counts = check_step_counts(num_inference_steps)
+    opened = open_checkpoint(checkpoint, motion_adapter=motion_adapter)
+    family = open_family(opened)
+    chosen = make_schedulers(family.scheduler, schedulers)
+    steps = _Steps(["tokenizer", "schedules", *family.component_makers, MANIFEST_NAME], on_progress)
+
+    with open_bundle_folder(output, force=force) as bundle:
+        tokenizer = steps.run(
+            "tokenizer",
+            lambda: export_tokenizer(
+                family.tokenizer_folder, family.tokenizer_class, family.max_length, bundle
+            ),
+        )
+        schedules = steps.run(
+            "schedules", lambda: write_schedule_tables(chosen, step_counts, bundle)
+        )
+        components: dict[str, ComponentRecord] = {}
+        reports: dict[str, ComponentReport] = {}
+        for component_name, make_component in family.component_makers.items():
+            record, nodes = steps.run(
+                component_name,
+                functools.partial(_export_component, make_component, bundle, weights=weights),
+            )
+            components[component_name] = record
+            reports[component_name] = ComponentReport(
+                nodes,
+                _measure_folder(bundle / component_name),
+                steps.seconds[component_name],
+                record.parity,
+            )
+        manifest = steps.run(
+            MANIFEST_NAME,
+            lambda: _save_manifest(
+                Manifest(
+                    name=name or opened.name,
+                    family=family.family,
+                    components=components,
+                    tokenizer=tokenizer,
+                    latents=family.latents,
+                    limits=family.limits,
+                    defaults=family.defaults,
+                    schedules=schedules,
+                    files=make_file_records(bundle),
+                    guidance=family.guidance,
+                    provenance=make_provenance(opened, family, weights),
+                ),
+                bundle,
+            ),
+        )
+        size_bytes = _measure_folder(bundle)
+    return ExportReport(output, manifest, reports, size_bytes, time.perf_counter() - started)
+
+
+def make_provenance(checkpoint: Checkpoint, family: FamilyExport, weights: str) -> dict[str, Any]:
+    """Return where a bundle came from; names and versions, never a path."""
+    adapter = checkpoint.motion_adapter
+    config = {key: value for key, value in family.scheduler.config.items() if key[0] != "_"}
+    return {
+        "mutoscope": __version__,
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "onnx": onnx.__version__,
+        "opset_version": OPSET_VERSION,
+        "weights": weights,
+        "checkpoint": checkpoint.name,
+        "pipeline_class": checkpoint.pipeline_class,
+        "component_classes": family.classes,
+        **({"motion_adapter": adapter.resolve().name} if adapter else {}),
+        "scheduler_config": make_json_value(config),
+    }
+
+
+class _Steps:
+    """Runs the steps of an export one after the other, timed and reported."""
+
+    def __init__(self, names: list[str], on_progress: OnProgress | None) -> None:
+        self.names = names
+        self.on_progress = on_progress
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns."""
+        started = time.perf_counter()
+        self._report(name, None)
+        result = work()
+        self.seconds[name] = time.perf_counter() - started
+        self._report(name, self.seconds[name])
+        return result
+
+    def _report(self, name: str, seconds: float | None) -> None:
+        if self.on_progress is not None:
+            step = self.names.index(name) + 1
+            self.on_progress(ExportProgress(step, len(self.names), name, seconds))
+
+
+def _export_component(
+    make_component: Callable[[], ComponentExport], bundle: Path, *, weights: str
+) -> tuple[ComponentRecord, int]:
+    """Write one component, compare it with the checkpoint; return its record and node count."""
+    component = make_component()
+    if weights == "float16":
+        check_float16_weights(component)
+    model = make_graph(component)
+    if weights == "float16":
+        store_weights_as_float16(model)
+    path = PurePosixPath(component.name) / GRAPH_NAME
+    nodes = save_graph(model, bundle / path)
+    del model
+    parity = measure_parity(component, bundle / path)
+    check_parity(component, parity)
+    record = ComponentRecord(
+        variants={VARIANT: str(path)},
+        default_variant=VARIANT,
+        inputs=component.inputs,
+        outputs=component.outputs,
+        parity=parity,
+    )
+    return record, nodes
+
+
+def _save_manifest(manifest: Manifest, bundle: Path) -> Manifest:
+    """Write manifest.json and return what a reader makes of it."""
+    path = bundle / MANIFEST_NAME
+    text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    return Manifest.load(path)
+
+
+def _measure_folder(folder: Path) -> int:
+    """Return the bytes of all files under a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,165 @@
+"""`mutoscope export`: make a bundle from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from mutoscope.runtime.commands.inspect import format_bytes
+from mutoscope.runtime.progress import format_seconds
+
+if TYPE_CHECKING:
+    from mutoscope.export.bundle_export import ExportProgress, ExportReport
+
+_EPILOG = """\b
+Examples:
+  mutoscope export checkpoint -o bundle
+  mutoscope export stable-diffusion --motion-adapter adapter -o bundle
+  mutoscope export checkpoint -o bundle --scheduler unipc --num-inference-steps 4,8,20-30
+"""
+_NAME_WIDTH = 14
+_COUNTS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
+
+
+def parse_step_counts(
+    context: click.Context, parameter: click.Parameter, value: str
+) -> tuple[int, ...]:
+    """Return numbers and ranges of numbers, such as `1,2,4-8`, as a tuple."""
+    counts: list[int] = []
+    for part in value.split(","):
+        match = _COUNTS.fullmatch(part.strip())
+        if match is None:
+            raise click.BadParameter(f"{part.strip()!r} is not a count or a range: use 1,2,4-8")
+        counts.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(counts)
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("checkpoint")
+@click.option("-o", "--output", required=True, metavar="BUNDLE", help="The folder to write.")
+@click.option(
+    "--motion-adapter",
+    metavar="DIR",
+    help="Folder or hub id of a motion adapter, for a checkpoint that makes images only.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="How weights are stored; float16 halves the bundle, and is refused where it would change "
+    "a value. Both compute in float32.",
+)
+@click.option(
+    "--scheduler",
+    "schedulers",
+    multiple=True,
+    metavar="NAME",
+    help="One more scheduler beside the checkpoint's own: a class name of diffusers, or a short "
+    "name such as ddim, euler, dpm++2m, unipc, lcm. May be given again.",
+)
+@click.option(
+    "--num-inference-steps",
+    callback=parse_step_counts,
+    default="1-50",
+    show_default=True,
+    metavar="COUNTS",
+    help="The numbers of denoising steps to make schedule tables for, as 1,2,4-8.",
+)
+@click.option("--name", help="The bundle's name, for people.  [default: the checkpoint's]")
+@click.option("--force", is_flag=True, help="Replace the bundle if there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def export(
+    checkpoint: str,
+    output: str,
+    motion_adapter: str | None,
+    weights: Literal["float32", "float16"],
+    schedulers: tuple[str, ...],
+    num_inference_steps: tuple[int, ...],
+    name: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make a bundle from a checkpoint.
+
+    CHECKPOINT is a folder in diffusers layout (a saved AnimateDiffPipeline, or a Stable Diffusion
+    1.5 style one with --motion-adapter), or the id of one on the Hugging Face hub. Only safetensors
+    are read. Every component is compared with the checkpoint at other sizes before the bundle is
+    there.
+    """
+    # Late, so that --help works without torch; the command line turns a missing module into a hint.
+    click.echo("loading torch and diffusers", err=True)
+    from mutoscope.export.bundle_export import export_checkpoint
+
+    report = export_checkpoint(
+        checkpoint,
+        output,
+        motion_adapter=motion_adapter,
+        name=name,
+        schedulers=schedulers,
+        num_inference_steps=num_inference_steps,
+        weights=weights,
+        force=force,
+        on_progress=_show_progress,
+    )
+    if as_json:
+        click.echo(json.dumps(_make_json(report)))
+    else:
+        click.echo("\n".join(_describe_report(report)))
+
+
+def _show_progress(progress: ExportProgress) -> None:
+    """Write a line for each step; on a terminal from its start, in a log at its end."""
+    text = f"[{progress.step}/{progress.num_steps}] {progress.name:<{_NAME_WIDTH}}"
+    terminal = sys.stderr.isatty()
+    if progress.seconds is not None:
+        click.echo(
+            ("\r" if terminal else "") + f"{text} {format_seconds(progress.seconds)}", err=True
+        )
+    elif terminal:
+        click.echo(f"{text} ...", nl=False, err=True)
+
+
+def _describe_report(report: ExportReport) -> Iterator[str]:
+    """Yield the closing table."""
+    yield f"{'component':<{_NAME_WIDTH}} {'nodes':>6} {'size':>10} {'worst PSNR':>11} {'time':>8}"
+    for name, component in report.components.items():
+        worst = min(record.psnr_db for record in component.parity)
+        yield (
+            f"{name:<{_NAME_WIDTH}} {component.nodes:>6} {format_bytes(component.size_bytes):>10} "
+            f"{worst:>8.1f} dB {format_seconds(component.seconds):>8}"
+        )
+    tables = sum(len(counts) for counts in report.manifest.schedules.values())
+    yield (
+        f"{report.bundle}: {format_bytes(report.size_bytes)} with {tables} schedule tables, "
+        f"in {format_seconds(report.seconds)}"
+    )
+
+
+def _make_json(report: ExportReport) -> dict[str, Any]:
+    """Return the report as a JSON object; the parity figures are those of the manifest."""
+    manifest = report.manifest.to_json()
+    return {
+        "bundle": str(report.bundle),
+        "name": report.manifest.name,
+        "family": report.manifest.family,
+        "size_bytes": report.size_bytes,
+        "seconds": round(report.seconds, 3),
+        "components": {
+            name: {
+                "nodes": component.nodes,
+                "size_bytes": component.size_bytes,
+                "seconds": round(component.seconds, 3),
+                "parity": manifest["components"][name]["parity"],
+            }
+            for name, component in report.components.items()
+        },
+        "schedulers": {
+            name: sorted(map(int, counts)) for name, counts in report.manifest.schedules.items()
+        },
+    }

@@ -1,0 +1,72 @@
+"""Store weights in float16 and compute in float32, where nothing is lost by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import torch
+from numpy.typing import NDArray
+
+from mutoscope.export.errors import ExportError
+from mutoscope.export.families.contract import ComponentExport
+from mutoscope.export.graph import EXTERNAL_DATA_MINIMUM_BYTES
+
+WEIGHT_TYPES = ("float32", "float16")
+
+
+def check_float16_weights(component: ComponentExport) -> None:
+    """Raise `ExportError` unless float16 holds every weight of the component exactly.
+
+    That is so for every checkpoint that was itself saved in float16.
+    """
+    for name, tensor in component.module.state_dict().items():
+        if tensor.is_floating_point() and not torch.equal(tensor.half().float(), tensor.float()):
+            raise ExportError(
+                f"{component.name}: {name} has values that float16 cannot hold, so storing it so "
+                "would change the model: use --weights float32, or first save the checkpoint with "
+                "pipeline.to(torch.float16).save_pretrained(FOLDER)"
+            )
+
+
+def store_weights_as_float16(model: onnx_ir.Model) -> int:
+    """Store the large float32 initialisers as float16, in place; return how many were changed.
+
+    Each is followed by one Cast to float32, which onnxruntime and TensorRT fold when they load the
+    graph: they then run the very same float32 graph. What float16 does not hold exactly (constants
+    that the exporter computed) stays as it is.
+    """
+    graph = model.graph
+    casts: list[onnx_ir.Node] = []
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != onnx_ir.DataType.FLOAT:
+            continue
+        if tensor.nbytes < EXTERNAL_DATA_MINIMUM_BYTES or value.is_graph_output():
+            continue
+        half = make_exact_float16(tensor.numpy())
+        if half is None:
+            continue
+        del graph.initializers[name]
+        stored = onnx_ir.Value(name=f"{name}.float16", const_value=onnx_ir.tensor(half))
+        graph.register_initializer(stored)
+        cast = onnx_ir.node(
+            "Cast",
+            [stored],
+            attributes={"to": onnx_ir.DataType.FLOAT},
+            name=f"{name}.to_float32",
+        )
+        onnx_ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+        cast.outputs[0].name = name
+        casts.append(cast)
+    if casts:
+        graph.insert_before(graph[0], casts)
+    return len(casts)
+
+
+def make_exact_float16(array: NDArray[Any]) -> NDArray[np.float16] | None:
+    """Return the array in float16, or None if that changes a value."""
+    with np.errstate(over="ignore", under="ignore"):
+        half: NDArray[np.float16] = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else None

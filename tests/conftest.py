@@ -1,0 +1,136 @@
+"""Tiny random checkpoints and their bundles, each made once for all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The models of the tests are so small that threads only wait for each other: on a busy machine with
+# two cores one forward pass took 30 times as long with two threads. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """One random model in the folder layouts that people have.
+
+    Attributes:
+        animatediff: A saved AnimateDiffPipeline.
+        stable_diffusion: The same image model, as a saved StableDiffusionPipeline.
+        motion_adapter: The motion modules that belong to it.
+    """
+
+    animatediff: Path
+    stable_diffusion: Path
+    motion_adapter: Path
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a run of the command line gave."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+RunCommand = Callable[..., CommandResult]
+
+
+def run_in_process(*arguments: str | Path) -> CommandResult:
+    """Run `mutoscope ARGUMENTS` here, without a new interpreter, and return what it gave."""
+    from click.testing import CliRunner
+
+    from mutoscope.runtime.main import run
+
+    runner, code = CliRunner(), 0
+    with runner.isolation() as (stdout, stderr, *_):
+        code = run([str(argument) for argument in arguments])
+        return CommandResult(code, stdout.getvalue().decode(), stderr.getvalue().decode())
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AnimateDiffPipeline folder in float16: DDIM, v-prediction, motion in the middle block."""
+    import torch
+
+    from tests.checkpoints import TINY, make_components, save_animatediff
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return save_animatediff(make_components(TINY, folder), folder / "tiny", torch.float16)
+
+
+@pytest.fixture(scope="session")
+def other_layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
+    """A model of other sizes in float32: Euler, epsilon prediction, three blocks, 12 frames."""
+    import torch
+
+    from tests.checkpoints import (
+        OTHER,
+        make_components,
+        save_animatediff,
+        save_stable_diffusion,
+    )
+
+    folder = tmp_path_factory.mktemp("other")
+    parts = make_components(OTHER, folder)
+    image_model, adapter = save_stable_diffusion(parts, folder)
+    return Layouts(save_animatediff(parts, folder / "other", torch.float32), image_model, adapter)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(other_layouts: Layouts) -> Path:
+    """The AnimateDiffPipeline folder of `other_layouts`."""
+    return other_layouts.animatediff
+
+
+@pytest.fixture(scope="session")
+def tiny_export(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, CommandResult]:
+    """The bundle of `tiny_checkpoint`, and what the command that made it wrote."""
+    output = tmp_path_factory.mktemp("bundles") / "tiny"
+    return output, run_in_process("export", tiny_checkpoint, "-o", output, "--json")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_export: tuple[Path, CommandResult]) -> Path:
+    """A bundle of `tiny_checkpoint` with DDIM tables for 1 to 50 steps."""
+    path, result = tiny_export
+    assert result.exit_code == 0, result.stderr
+    return path
+
+
+@pytest.fixture(scope="session")
+def other_bundle(other_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of `other_checkpoint` with tables of four schedulers for a few step counts."""
+    from mutoscope.export import export_checkpoint
+
+    output = tmp_path_factory.mktemp("bundles") / "other"
+    report = export_checkpoint(
+        other_checkpoint,
+        output,
+        name="other",
+        schedulers=("ddim", "euler-ancestral", "UniPCMultistepScheduler"),
+        num_inference_steps=(1, 2, 4, 8, 25),
+    )
+    return report.bundle
+
+
+@pytest.fixture
+def run_command() -> RunCommand:
+    """A function that runs `mutoscope ARGUMENTS` and returns a `CommandResult`."""
+    return run_in_process
+
+
+@pytest.fixture(scope="session")
+def tiny_manifest(tiny_bundle: Path) -> dict[str, Any]:
+    """The parsed manifest.json of `tiny_bundle`."""
+    value: dict[str, Any] = json.loads((tiny_bundle / "manifest.json").read_text())
+    return value
