@@ -19,13 +19,11 @@ EXECUTION_PROVIDERS = {
     "cpu": ("CPUExecutionProvider", "onnxruntime"),
     "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
     "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
-    "tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "onnxruntime-trt-rtx"),
     "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
     "coreml": ("CoreMLExecutionProvider", "onnxruntime"),
     "directml": ("DmlExecutionProvider", "onnxruntime-directml"),
     "migraphx": ("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
     "qnn": ("QNNExecutionProvider", "onnxruntime-qnn"),
-    "webgpu": ("WebGpuExecutionProvider", "onnxruntime-webgpu"),
 }
 DEFAULT_EXECUTION_PROVIDER = "cpu"
 
@@ -138,9 +136,16 @@ def find_execution_provider(name: str) -> str:
     if provider not in _import_onnxruntime().get_available_providers():
         raise ExecutionProviderError(
             f"execution provider {name!r} is not in this onnxruntime build "
-            f"(available: {_available()}): pip install {package}"
+            f"(available: {_available()}): {_install_command(package)}"
         )
     return provider
+
+
+def _install_command(package: str) -> str:
+    """The builds of onnxruntime fill one folder, so one must go before another comes."""
+    if package == "onnxruntime":
+        return f"pip install --force-reinstall {package}"
+    return f"pip uninstall -y onnxruntime && pip install {package}"
 
 
 def _available() -> str:

@@ -19,9 +19,14 @@ from mutoscope.export.bundle_writer import check_output, make_file_records, open
 from mutoscope.export.checkpoint import Checkpoint, open_checkpoint
 from mutoscope.export.families import open_family
 from mutoscope.export.families.contract import ComponentExport, FamilyExport
+from mutoscope.export.float16 import (
+    check_float16_weights_range,
+    convert_to_float16,
+    refuse_float16_overflow,
+)
 from mutoscope.export.graph import OPSET_VERSION, make_graph, save_graph
 from mutoscope.export.json_values import make_json_value
-from mutoscope.export.parity import check_parity, measure_parity
+from mutoscope.export.parity import Reference, check_parity, make_references, measure_parity
 from mutoscope.export.scheduler_tables import (
     DEFAULT_STEP_COUNTS,
     check_step_counts,
@@ -30,12 +35,11 @@ from mutoscope.export.scheduler_tables import (
 )
 from mutoscope.export.tokenizer import export_tokenizer
 from mutoscope.export.weights import (
-    WEIGHT_TYPES,
     check_float16_weights,
+    choose_weight_type,
     store_weights_as_float16,
 )
 from mutoscope.runtime import __version__
-from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.manifest import (
     MANIFEST_NAME,
     ComponentRecord,
@@ -43,7 +47,6 @@ from mutoscope.runtime.manifest import (
     ParityRecord,
 )
 
-VARIANT = "float32"
 GRAPH_NAME = "model.onnx"
 
 Result = TypeVar("Result")
@@ -103,7 +106,8 @@ def export_checkpoint(
     name: str | None = None,
     schedulers: Iterable[str] = (),
     num_inference_steps: Iterable[int] = DEFAULT_STEP_COUNTS,
-    weights: Literal["float32", "float16"] = "float32",
+    dtype: Literal["float32", "float16"] = "float32",
+    weights: Literal["float32", "float16"] | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ExportReport:
@@ -118,8 +122,10 @@ def export_checkpoint(
         name: The bundle's name, for people; that of the checkpoint if None.
         schedulers: More schedulers than the checkpoint's own, as diffusers class names or aliases.
         num_inference_steps: The step counts to make schedule tables for.
-        weights: How weights are stored. The graph computes in float32 either way, and float16 is
-            refused where it would change a value.
+        dtype: What the graphs compute in. In float16 ones, norms, softmax and the sinusoids of the
+            timestep stay float32, and so do the graphs' inputs and outputs.
+        weights: How weights are stored; as `dtype` if None. float16 weights of float32 graphs are
+            refused where they would change a value.
         force: Replace a bundle that exists.
         on_progress: Called at the start and at the end of each step.
 
@@ -128,14 +134,13 @@ def export_checkpoint(
         ExportError: A component cannot be exported.
         ExportParityError: An exported component differs from the checkpoint.
         OutputError: `output` exists, or cannot be written.
-        ParameterError: An unknown scheduler, step count or weight type.
+        ParameterError: An unknown scheduler, step count or type, or types that do not go together.
         ScheduleError: A scheduler cannot be made a table.
     """
     output = Path(output)
     started = time.perf_counter()
     check_output(output, force=force)
-    if weights not in WEIGHT_TYPES:
-        raise ParameterError(f"weights is {weights!r}: use one of {', '.join(WEIGHT_TYPES)}")
+    stored = choose_weight_type(dtype, weights)
     step_counts = check_step_counts(num_inference_steps)
     opened = open_checkpoint(checkpoint, motion_adapter=motion_adapter)
     family = open_family(opened)
@@ -157,7 +162,7 @@ def export_checkpoint(
         for component_name, make_component in family.component_makers.items():
             record, nodes = steps.run(
                 component_name,
-                functools.partial(_export_component, make_component, bundle, weights=weights),
+                functools.partial(_export_component, make_component, bundle, dtype, stored),
             )
             components[component_name] = record
             reports[component_name] = ComponentReport(
@@ -180,7 +185,7 @@ def export_checkpoint(
                     schedules=schedules,
                     files=make_file_records(bundle),
                     guidance=family.guidance,
-                    provenance=make_provenance(opened, family, weights),
+                    provenance=make_provenance(opened, family, dtype, stored),
                 ),
                 bundle,
             ),
@@ -189,7 +194,9 @@ def export_checkpoint(
     return ExportReport(output, manifest, reports, size_bytes, time.perf_counter() - started)
 
 
-def make_provenance(checkpoint: Checkpoint, family: FamilyExport, weights: str) -> dict[str, Any]:
+def make_provenance(
+    checkpoint: Checkpoint, family: FamilyExport, dtype: str, weights: str
+) -> dict[str, Any]:
     """Return where a bundle came from; names and versions, never a path."""
     adapter = checkpoint.motion_adapter
     config = {key: value for key, value in family.scheduler.config.items() if key[0] != "_"}
@@ -200,6 +207,7 @@ def make_provenance(checkpoint: Checkpoint, family: FamilyExport, weights: str) 
         "transformers": transformers.__version__,
         "onnx": onnx.__version__,
         "opset_version": OPSET_VERSION,
+        "dtype": dtype,
         "weights": weights,
         "checkpoint": checkpoint.name,
         "pipeline_class": checkpoint.pipeline_class,
@@ -233,28 +241,41 @@ class _Steps:
 
 
 def _export_component(
-    make_component: Callable[[], ComponentExport], bundle: Path, *, weights: str
+    make_component: Callable[[], ComponentExport], bundle: Path, dtype: str, weights: str
 ) -> tuple[ComponentRecord, int]:
     """Write one component, compare it with the checkpoint; return its record and node count."""
     component = make_component()
-    if weights == "float16":
+    smaller_weights = (dtype, weights) == ("float32", "float16")
+    if smaller_weights:
         check_float16_weights(component)
-    model = make_graph(component)
-    if weights == "float16":
+    references = _prepare(component, dtype)
+    model = make_graph(component, dtype)
+    if smaller_weights:
         store_weights_as_float16(model)
     path = PurePosixPath(component.name) / GRAPH_NAME
     nodes = save_graph(model, bundle / path)
     del model
-    parity = measure_parity(component, bundle / path)
-    check_parity(component, parity)
+    parity = measure_parity(component, bundle / path, references)
+    check_parity(component, parity, dtype)
     record = ComponentRecord(
-        variants={VARIANT: str(path)},
-        default_variant=VARIANT,
+        variants={dtype: str(path)},
+        default_variant=dtype,
         inputs=component.inputs,
         outputs=component.outputs,
         parity=parity,
     )
     return record, nodes
+
+
+def _prepare(component: ComponentExport, dtype: str) -> tuple[Reference, ...]:
+    """Return what the checkpoint computes in float32; then make the module compute in `dtype`."""
+    if dtype == "float32":
+        return make_references(component)
+    check_float16_weights_range(component)
+    with refuse_float16_overflow(component):
+        references = make_references(component)
+    convert_to_float16(component.module)
+    return references
 
 
 def _save_manifest(manifest: Manifest, bundle: Path) -> Manifest:

@@ -36,8 +36,12 @@ ONNX_TYPES = {
 }
 
 
-def make_graph(component: ComponentExport) -> onnx_ir.Model:
+def make_graph(component: ComponentExport, dtype: str = "float32") -> onnx_ir.Model:
     """Return the ONNX model of a component, checked to be dynamic where the component says so.
+
+    Args:
+        component: Its module computes in `dtype`.
+        dtype: "float32" or "float16".
 
     Raises:
         ExportError: The exporter failed, or made a dynamic axis constant.
@@ -56,7 +60,7 @@ def make_graph(component: ComponentExport) -> onnx_ir.Model:
                 input_names=list(component.inputs),
                 output_names=list(component.outputs),
                 opset_version=OPSET_VERSION,
-                custom_translation_table=make_translation_table(),
+                custom_translation_table=make_translation_table(dtype),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as err:

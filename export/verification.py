@@ -7,7 +7,7 @@ from pathlib import Path
 from mutoscope.export.checkpoint import open_checkpoint
 from mutoscope.export.errors import ExportParityError
 from mutoscope.export.families import open_family
-from mutoscope.export.parity import check_parity, measure_parity
+from mutoscope.export.parity import check_parity, make_references, measure_parity
 from mutoscope.runtime.manifest import MANIFEST_NAME, Manifest, ParityRecord
 
 
@@ -20,7 +20,8 @@ def compare_with_checkpoint(
     """Return how close each component of a bundle comes to the checkpoint, as at its export.
 
     Args:
-        bundle: The bundle's folder; its default variants are compared.
+        bundle: The bundle's folder; its default variants are compared, within the limits of their
+            type.
         checkpoint: Folder or hub id of the checkpoint.
         motion_adapter: Folder or hub id of the motion adapter that the export was given.
 
@@ -45,7 +46,8 @@ def compare_with_checkpoint(
                 f"{name} takes or returns other shapes than the checkpoint's: the bundle is of "
                 "another checkpoint"
             )
-        figures = measure_parity(component, folder / record.variants[record.default_variant])
-        check_parity(component, figures)
+        graph_path = folder / record.variants[record.default_variant]
+        figures = measure_parity(component, graph_path, make_references(component))
+        check_parity(component, figures, record.default_variant)
         results[name] = list(figures)
     return results

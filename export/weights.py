@@ -12,8 +12,29 @@ from numpy.typing import NDArray
 from mutoscope.export.errors import ExportError
 from mutoscope.export.families.contract import ComponentExport
 from mutoscope.export.graph import EXTERNAL_DATA_MINIMUM_BYTES
+from mutoscope.runtime.errors import ParameterError
 
+# What a graph computes in, and what its weights are stored in.
+DTYPES = ("float32", "float16")
 WEIGHT_TYPES = ("float32", "float16")
+
+
+def choose_weight_type(dtype: str, weights: str | None) -> str:
+    """Return how weights are stored in graphs that compute in `dtype`; None means in the same.
+
+    Raises:
+        ParameterError: An unknown type, or float32 weights for float16 graphs.
+    """
+    if dtype not in DTYPES:
+        raise ParameterError(f"dtype is {dtype!r}: use one of {', '.join(DTYPES)}")
+    if weights is not None and weights not in WEIGHT_TYPES:
+        raise ParameterError(f"weights is {weights!r}: use one of {', '.join(WEIGHT_TYPES)}")
+    if dtype == "float16" and weights == "float32":
+        raise ParameterError(
+            "weights is 'float32' with dtype 'float16', whose graphs have float16 weights: leave "
+            "weights out, or use dtype 'float32'"
+        )
+    return weights or dtype
 
 
 def check_float16_weights(component: ComponentExport) -> None:

@@ -17,7 +17,7 @@ EXPORT_ONLY = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
 
 def main(folder: Path) -> None:
     """Check the one wheel in `folder`; exits non-zero with the failing command's output."""
-    (wheel,) = folder.glob("mutoscope-*.whl")
+    (wheel,) = folder.resolve().glob("mutoscope-*.whl")
     with tempfile.TemporaryDirectory() as scratch:
         environment = Path(scratch) / "venv"
         venv.create(environment, with_pip=True)

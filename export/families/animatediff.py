@@ -57,10 +57,6 @@ def open_family(checkpoint: Checkpoint) -> FamilyExport:
     text_encoder = checkpoint.load_config("text_encoder")
     _check_supported(checkpoint, unet, vae, text_encoder)
 
-    # The pipeline pads to the tokenizer's length, which may be less than the model could take.
-    max_length = text_encoder["max_position_embeddings"]
-    tokenizer = checkpoint.load_config("tokenizer", "tokenizer_config.json")
-    max_length = min(max_length, tokenizer.get("model_max_length") or max_length)
     vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
     unet_multiple = 2 ** (len(unet["block_out_channels"]) - 1)
     maximum = _motion_config(checkpoint, unet)["motion_max_seq_length"]
@@ -82,14 +78,14 @@ def open_family(checkpoint: Checkpoint) -> FamilyExport:
     return FamilyExport(
         family=FAMILY,
         component_makers={
-            "text_encoder": lambda: make_text_encoder(checkpoint, max_length),
+            "text_encoder": lambda: make_text_encoder(checkpoint),
             "unet": lambda: make_unet(checkpoint),
             "vae_decoder": lambda: make_vae_decoder(checkpoint),
         },
         scheduler=scheduler,
         tokenizer_folder=checkpoint.component_folder("tokenizer"),
         tokenizer_class=checkpoint.component_classes["tokenizer"],
-        max_length=max_length,
+        max_length=_find_max_length(checkpoint),
         latents=LatentsRecord(unet["in_channels"], vae_scale_factor),
         limits=limits,
         defaults=apply_checkpoint_defaults(checkpoint.folder, defaults),
@@ -112,7 +108,7 @@ class TextEncoder(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states after the final norm."""
         embeds: torch.Tensor = self.text_encoder(input_ids, attention_mask=None)[0]
-        return embeds
+        return embeds.float()
 
 
 class Denoiser(torch.nn.Module):
@@ -130,9 +126,13 @@ class Denoiser(torch.nn.Module):
         encoder_hidden_states: torch.Tensor,
     ) -> torch.Tensor:
         """Return the model output [B, C, F, h, w]."""
-        per_frame = encoder_hidden_states.repeat_interleave(sample.shape[2], dim=0)  # [B * F, S, D]
-        output: torch.Tensor = self.unet(sample, timestep, per_frame, return_dict=False)[0]
-        return output
+        dtype = self.unet.conv_in.weight.dtype
+        per_frame = encoder_hidden_states.to(dtype).repeat_interleave(sample.shape[2], dim=0)
+        # per_frame is [B * F, S, D]; the timestep stays float32, and its sinusoids are.
+        output: torch.Tensor = self.unet(sample.to(dtype), timestep, per_frame, return_dict=False)[
+            0
+        ]
+        return output.float()
 
 
 class FrameDecoder(torch.nn.Module):
@@ -153,16 +153,17 @@ class FrameDecoder(torch.nn.Module):
         batch, channels, num_frames, height, width = latents.shape
         images = self.scale * latents
         images = images.permute(0, 2, 1, 3, 4).reshape(batch * num_frames, channels, height, width)
-        images = self.vae.decode(images, return_dict=False)[0]  # [B * F, 3, H, W]
+        dtype = self.vae.decoder.conv_in.weight.dtype
+        images = self.vae.decode(images.to(dtype), return_dict=False)[0].float()  # [B * F, 3, H, W]
         images = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B * F, H, W, 3]
         frames = images.reshape(batch, num_frames, images.shape[1], images.shape[2], 3)
         return (frames * 255).round().to(torch.uint8)
 
 
-def make_text_encoder(checkpoint: Checkpoint, max_length: int) -> ComponentExport:
-    """Return the encoder for `max_length` ids, its weights loaded; raises `CheckpointError`."""
+def make_text_encoder(checkpoint: Checkpoint) -> ComponentExport:
+    """Return the text encoder, its weights loaded; raises `CheckpointError`."""
     model = load_model(CLIPTextModel, checkpoint.component_folder("text_encoder"))
-    features = model.config.hidden_size
+    max_length, features = _find_max_length(checkpoint), model.config.hidden_size
     return ComponentExport(
         name="text_encoder",
         module=TextEncoder(model),
@@ -234,6 +235,16 @@ def make_vae_decoder(checkpoint: Checkpoint) -> ComponentExport:
         trace_sizes=sizes(2, 3, 4, 6),
         parity_sizes=(sizes(1, 1, 5, 3), sizes(2, 4, 3, 7)),
     )
+
+
+def _find_max_length(checkpoint: Checkpoint) -> int:
+    """Return how many ids a prompt has.
+
+    The pipeline pads to the tokenizer's length, which may be less than the model could take.
+    """
+    positions: int = checkpoint.load_config("text_encoder")["max_position_embeddings"]
+    tokenizer = checkpoint.load_config("tokenizer", "tokenizer_config.json")
+    return min(positions, int(tokenizer.get("model_max_length") or positions))
 
 
 def _load_unet(checkpoint: Checkpoint) -> Any:

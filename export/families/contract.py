@@ -11,6 +11,8 @@ The graph contract:
                   timestep float32 [1]
                   encoder_hidden_states float32 [B, S, D]         -> out_sample, shaped as sample
     vae_decoder   latents float32 [B, C, F, h, w]                 -> frames uint8 [B, F, H, W, 3]
+
+It is the same for a float16 graph: `forward` casts to the type of the model's weights, and back.
 """
 
 from __future__ import annotations

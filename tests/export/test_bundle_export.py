@@ -31,7 +31,7 @@ def test_export_prints_one_json_object(tiny_export: tuple[Path, CommandResult]) 
     _, result = tiny_export
     report = json.loads(result.stdout)
     assert list(report["components"]) == list(COMPONENTS)
-    assert report["schedulers"] == {"DDIMScheduler": list(range(1, 51))}
+    assert report["schedulers"] == {"ddim": list(range(1, 51))}
     assert report["components"]["unet"]["parity"][0]["psnr_db"] > 100
 
 
@@ -67,7 +67,7 @@ def test_manifest_states_limits_and_defaults_of_the_checkpoint(
     assert (tiny.limits.num_frames.maximum, other.limits.num_frames.maximum) == (32, 12)
     assert (tiny.defaults.num_frames, other.defaults.num_frames) == (16, 12)
     assert (tiny.defaults.height, other.defaults.height) == (16, 32)
-    assert other.defaults.scheduler == "EulerDiscreteScheduler"
+    assert other.defaults.scheduler == "euler"
     assert (tiny.latents.channels, other.latents.channels) == (4, 3)
     assert other.tokenizer.pad_token_id != tiny.tokenizer.pad_token_id
     assert (other.name, tiny.name) == ("other", "tiny")
@@ -219,6 +219,12 @@ def test_progress_names_each_step_at_its_start_and_end(
         ({"num_inference_steps": [0]}, ParameterError, "num_inference_steps is 0"),
         ({"num_inference_steps": [5, 1001]}, ParameterError, "num_inference_steps is 1001"),
         ({"weights": "int4"}, ParameterError, "weights is 'int4': use one of float32, float16"),
+        ({"dtype": "bfloat16"}, ParameterError, "dtype is 'bfloat16': use one of float32, float16"),
+        (
+            {"dtype": "float16", "weights": "float32"},
+            ParameterError,
+            "weights is 'float32' with dtype 'float16', whose graphs have float16 weights: leave",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(

@@ -17,7 +17,7 @@ from mutoscope.export.checkpoint import open_checkpoint
 from mutoscope.export.families.animatediff import make_text_encoder, make_unet
 from mutoscope.export.families.contract import ComponentExport
 from mutoscope.export.graph import _check_interface, make_graph, save_graph
-from mutoscope.export.parity import check_parity, measure_parity
+from mutoscope.export.parity import Reference, check_parity, make_references, measure_parity
 from mutoscope.runtime.manifest import Manifest, ParityRecord, TensorRecord
 from tests.conftest import Layouts
 
@@ -69,15 +69,15 @@ def test_a_graph_that_cannot_load_is_one_line(tiny_checkpoint: Path, tmp_path: P
     path.write_bytes(b"not a graph")
     component = make_text_encoder(open_checkpoint(tiny_checkpoint))
     with pytest.raises(ExportParityError, match=r"^text_encoder does not load in onnxruntime: .+$"):
-        measure_parity(component, path)
+        measure_parity(component, path, make_references(component))
 
 
 def test_a_graph_of_other_sizes_is_one_line(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     component = make_unet(open_checkpoint(tiny_checkpoint))
     odd = {**component.parity_sizes[0], "latent_height": 3}
-    component = replace(component, parity_sizes=(odd,))
+    references = (Reference(component.make_inputs(odd, seed=1), np.zeros(0)),)
     with pytest.raises(ExportParityError, match=r"^unet does not run in onnxruntime: .+$"):
-        measure_parity(component, tiny_bundle / "unet" / "model.onnx")
+        measure_parity(component, tiny_bundle / "unet" / "model.onnx", references)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,30 @@ def test_the_gate_has_named_limits(
     check_parity(component, (ParityRecord({"x": (1, 2)}, 100.0, 1.0, 1.0),))
     with pytest.raises(ExportParityError, match=rf"{message}.* \(at x \[1, 2\]\)"):
         check_parity(component, (ParityRecord({"x": (1, 2)}, psnr, error, cosine),))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "psnr", "error", "cosine", "message"),
+    [
+        ("float32", 49.9, 1e-3, 1.0, "psnr_db is 49.9, the minimum is 50"),
+        ("float32", 60.0, 1e-3, 0.999, "cosine_similarity is 0.999000, the minimum is 0.9999"),
+        ("float32", math.nan, 1e-3, 1.0, "psnr_db is nan"),
+        ("uint8", 44.0, 1.0, 1.0, "psnr_db is 44.0, the minimum is 45"),
+        ("uint8", 60.0, 9.0, 1.0, "a frame differs by 9 of 255"),
+    ],
+)
+def test_the_gate_has_other_limits_for_float16_graphs(
+    dtype: str, psnr: float, error: float, cosine: float, message: str
+) -> None:
+    component = make_component(dtype)
+    check_parity(component, (ParityRecord({"x": (1, 2)}, 55.0, 5.0, 0.99995),), "float16")
+    with pytest.raises(ExportParityError, match=message):
+        check_parity(component, (ParityRecord({"x": (1, 2)}, psnr, error, cosine),), "float16")
+
+
+def test_a_variant_without_limits_is_refused() -> None:
+    with pytest.raises(ExportParityError, match="toy is of the variant int4, for which there are"):
+        check_parity(make_component("float32"), (), "int4")
 
 
 @pytest.mark.parametrize(
