@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
@@ -43,6 +43,7 @@ from mutoscope.runtime import __version__
 from mutoscope.runtime.manifest import (
     MANIFEST_NAME,
     ComponentRecord,
+    DefaultsRecord,
     Manifest,
     ParityRecord,
 )
@@ -121,7 +122,8 @@ def export_checkpoint(
         motion_adapter: Folder or hub id of a MotionAdapter, for an image model.
         name: The bundle's name, for people; that of the checkpoint if None.
         schedulers: More schedulers than the checkpoint's own, as diffusers class names or aliases.
-        num_inference_steps: The step counts to make schedule tables for.
+        num_inference_steps: The step counts to make schedule tables for. The bundle's default is
+            the one nearest to the checkpoint's own.
         dtype: What the graphs compute in. In float16 ones, norms, softmax and the sinusoids of the
             timestep stay float32, and so do the graphs' inputs and outputs.
         weights: How weights are stored; as `dtype` if None. float16 weights of float32 graphs are
@@ -181,7 +183,7 @@ def export_checkpoint(
                     tokenizer=tokenizer,
                     latents=family.latents,
                     limits=family.limits,
-                    defaults=family.defaults,
+                    defaults=fit_default_steps(family.defaults, step_counts),
                     schedules=schedules,
                     files=make_file_records(bundle),
                     guidance=family.guidance,
@@ -192,6 +194,13 @@ def export_checkpoint(
         )
         size_bytes = _measure_folder(bundle)
     return ExportReport(output, manifest, reports, size_bytes, time.perf_counter() - started)
+
+
+def fit_default_steps(defaults: DefaultsRecord, step_counts: Sequence[int]) -> DefaultsRecord:
+    """Return defaults whose number of steps is one that the bundle has: the nearest."""
+    wanted = defaults.num_inference_steps
+    nearest = min(step_counts, key=lambda count: (abs(count - wanted), count))
+    return replace(defaults, num_inference_steps=nearest)
 
 
 def make_provenance(

@@ -81,7 +81,8 @@ def parse_step_counts(
     default="1-50",
     show_default=True,
     metavar="COUNTS",
-    help="The numbers of denoising steps to make schedule tables for, as 1,2,4-8.",
+    help="The numbers of denoising steps to make schedule tables for, as 1,2,4-8. The bundle's "
+    "default is the one nearest to the checkpoint's.",
 )
 @click.option("--name", help="The bundle's name, for people.  [default: the checkpoint's]")
 @click.option("--force", is_flag=True, help="Replace the bundle if there is one.")

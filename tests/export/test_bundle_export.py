@@ -17,10 +17,11 @@ import onnxruntime
 import pytest
 
 from mutoscope.export import ExportError, ExportProgress, bundle_export, export_checkpoint
+from mutoscope.export.bundle_export import fit_default_steps
 from mutoscope.export.checkpoint import open_checkpoint
 from mutoscope.export.families.animatediff import open_family
 from mutoscope.runtime.errors import MutoscopeError, OutputError, ParameterError, ScheduleError
-from mutoscope.runtime.manifest import Manifest
+from mutoscope.runtime.manifest import DefaultsRecord, Manifest
 from mutoscope.runtime.schedule import ScheduleTable
 from tests.conftest import CommandResult, RunCommand
 
@@ -71,6 +72,14 @@ def test_manifest_states_limits_and_defaults_of_the_checkpoint(
     assert (tiny.latents.channels, other.latents.channels) == (4, 3)
     assert other.tokenizer.pad_token_id != tiny.tokenizer.pad_token_id
     assert (other.name, tiny.name) == ("other", "tiny")
+
+
+@pytest.mark.parametrize(("counts", "expected"), [((1, 4, 8), 8), ((20, 30), 20), ((25, 50), 25)])
+def test_the_default_number_of_steps_is_one_that_the_bundle_has(
+    counts: tuple[int, ...], expected: int
+) -> None:
+    defaults = DefaultsRecord("ddim", 25, 7.5, 64, 64, 16, 8.0)
+    assert fit_default_steps(defaults, counts).num_inference_steps == expected
 
 
 def test_provenance_has_versions_and_the_scheduler_configuration(tiny_bundle: Path) -> None:
