@@ -1,29 +1,50 @@
-"""Command line: `python -m training vae|text|unet|save`."""
+"""Command line: `python -m training vae|text|latents|still|clip|save`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Final
 
-DEFAULT_STATE_DIR = Path("~/.cache/mutoscope-training")
+import torch
+
+from training.checkpoint import save_checkpoint
+from training.latents import encode_chunks
+from training.text_encoder import train_text_encoder
+from training.unet import train_clips, train_stills
+from training.vae import train_vae
+
+DEFAULT_STATE_DIR: Final = Path("~/.cache/mutoscope-training")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m training")
-    parser.add_argument("stage", choices=["vae", "text"])
+    """Run one stage of the training."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("stage", choices=["vae", "text", "latents", "still", "clip", "save"])
     parser.add_argument("--state-dir", type=Path, default=DEFAULT_STATE_DIR)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="budget, over all runs")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--first-chunk", type=int, default=0)
+    parser.add_argument("--last-chunk", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak, clip stage")
+    parser.add_argument("--compile", action="store_true", help="compile the denoiser, clip stage")
+    parser.add_argument("--output", type=Path, default=Path("checkpoints/moving-shapes"))
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     state_dir = args.state_dir.expanduser()
     state_dir.mkdir(parents=True, exist_ok=True)
     if args.stage == "vae":
-        from training.vae import train_vae
-
         train_vae(state_dir, args.minutes)
     elif args.stage == "text":
-        from training.text_encoder import train_text_encoder
-
         train_text_encoder(state_dir, args.minutes)
+    elif args.stage == "latents":
+        encode_chunks(state_dir, args.first_chunk, args.last_chunk)
+    elif args.stage == "still":
+        train_stills(state_dir, args.minutes)
+    elif args.stage == "clip":
+        train_clips(state_dir, args.minutes, args.learning_rate, compiled=args.compile)
+    else:
+        print(f"{save_checkpoint(state_dir, args.output)} bytes in {args.output}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ background are held out: nothing in training ever sees them, and the benchmark a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -268,21 +269,23 @@ def measure_distance(shape: str, dx: F32, dy: F32, radius: F32) -> F32:
     Source: folding the angle into one wedge, as in I. Quilez, "2D distance functions".
     """
     if shape == "circle":
-        return np.hypot(dx, dy) - radius
+        from_centre: F32 = np.hypot(dx, dy)
+        return from_centre - radius
     if shape == "square":
         return np.maximum(np.abs(dx), np.abs(dy)) - SHAPE_REACH["square"] * radius
     corners = 3 if shape == "triangle" else 5
     outer = SHAPE_REACH[shape] * radius
-    distance = np.hypot(dx, dy)
-    wedge = 2 * np.pi / corners
-    angle = np.abs(np.mod(np.arctan2(dx, -dy) + wedge / 2, wedge) - wedge / 2)
+    distance: F32 = np.hypot(dx, dy)
+    wedge = 2 * math.pi / corners
+    angle: F32 = np.abs(np.mod(np.arctan2(dx, -dy) + wedge / 2, wedge) - wedge / 2)
     if shape == "triangle":
-        return distance * np.cos(np.pi / 3 - angle) - outer / 2
+        return distance * np.cos(math.pi / 3 - angle) - outer / 2
     px, py = distance * np.cos(angle), distance * np.sin(angle)
     inner = 0.48 * outer
-    corner_x, corner_y = inner * np.cos(wedge / 2), inner * np.sin(wedge / 2)
+    corner_x, corner_y = inner * math.cos(wedge / 2), inner * math.sin(wedge / 2)
     edge_x, edge_y = corner_x - outer, corner_y
-    return ((px - outer) * edge_y - py * edge_x) / np.hypot(edge_x, edge_y)
+    signed: F32 = ((px - outer) * edge_y - py * edge_x) / np.hypot(edge_x, edge_y)
+    return signed
 
 
 def draw_clips(rng: np.random.Generator, attributes: list[ClipAttributes]) -> U8:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def make_state(model: nn.Module, plan: TrainingPlan) -> TrainingState:
     average = copy.deepcopy(model).requires_grad_(False)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
         groups, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
     )
@@ -98,25 +99,26 @@ def scale_learning_rate(progress: float) -> float:
 
 
 def train(state: TrainingState, compute_loss: ComputeLoss, plan: TrainingPlan, path: Path) -> None:
-    """Train until the plan's minutes are spent, saving to `path` on the way and at the end.
+    """Train until the plan's minutes are spent or SIGTERM comes; save on the way and at the end.
 
     The forward and backward pass run on a bfloat16 copy of the weights: on a CPU with AMX that is
     several times faster than float32, and the float32 weights keep the small updates.
     """
-    weights = list(state.weights.parameters())
-    average = list(state.average.parameters())
+    weights: list[Tensor] = list(state.weights.parameters())
+    average: list[Tensor] = list(state.average.parameters())
     model = copy.deepcopy(state.weights).bfloat16().train()
-    copies = list(model.parameters())
+    copies: list[Tensor] = list(model.parameters())
     begin, last_save, last_line = time.monotonic(), time.monotonic(), 0.0
     earlier, smooth_loss = state.seconds, math.nan
-    while state.seconds < plan.minutes * 60.0:
+    stopped = _watch_termination()
+    while state.seconds < plan.minutes * 60.0 and not stopped:
         progress = state.seconds / (plan.minutes * 60.0)
         for group in state.optimizer.param_groups:
             group["lr"] = plan.learning_rate * scale_learning_rate(progress)
         with torch.no_grad():
             torch._foreach_copy_(copies, weights)
         loss = compute_loss(model, state.step, progress)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         _move_gradients(copies, weights)
         nn.utils.clip_grad_norm_(weights, plan.max_grad_norm)
         state.optimizer.step()
@@ -130,15 +132,25 @@ def train(state: TrainingState, compute_loss: ComputeLoss, plan: TrainingPlan, p
         smooth_loss = value if math.isnan(smooth_loss) else 0.98 * smooth_loss + 0.02 * value
         if now - last_line > SECONDS_BETWEEN_LINES:
             last_line = now
-            print(f"{state.seconds:7.0f} s  step {state.step:6d}  loss {smooth_loss:.4f}",
-                  file=sys.stderr, flush=True)
+            print(
+                f"{state.seconds:7.0f} s  step {state.step:6d}  loss {smooth_loss:.4f}",
+                file=sys.stderr,
+                flush=True,
+            )
         if now - last_save > SECONDS_BETWEEN_SAVES:
             last_save = now
             save_state(state, path)
     save_state(state, path)
 
 
-def _move_gradients(copies: list[nn.Parameter], weights: list[nn.Parameter]) -> None:
+def _watch_termination() -> list[int]:
+    """Return a list that gets the signal's number when the process is asked to end."""
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    return stopped
+
+
+def _move_gradients(copies: list[Tensor], weights: list[Tensor]) -> None:
     """Give the float32 weights the gradients of their bfloat16 copies, and clear those."""
     for copied, weight in zip(copies, weights, strict=True):
         weight.grad = None if copied.grad is None else copied.grad.float()

@@ -42,6 +42,7 @@ class AttributeReader(nn.Module):
     """The text encoder with a linear head for each field."""
 
     def __init__(self, encoder: CLIPTextModel) -> None:
+        """Put untrained heads on the encoder, which it owns from now on."""
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Linear(WIDTH, len(v) + 1) for v in FIELDS.values())
@@ -94,7 +95,7 @@ def find_labels(caption: str) -> list[int]:
 
 
 def draw_text(rng: np.random.Generator, caption: str) -> str:
-    """Return the caption in other words now and then: fillers around it, or the background first."""
+    """Return the caption, sometimes with fillers around it or with the background first."""
     choice = rng.random()
     if choice < EMPTY_FRACTION:
         return ""

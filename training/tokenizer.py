@@ -1,9 +1,10 @@
-"""Learns the CLIP tokenizer: byte-level pairs, so that any text encodes, with whole caption words."""
+"""Learns the CLIP tokenizer: any text encodes, and each word of a caption is one token."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +36,7 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
     spelled = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(pair for word in spelled for pair in zip(word, word[1:], strict=False))
+        pairs = Counter(pair for word in spelled for pair in pairwise(word))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
