@@ -37,7 +37,7 @@ Generate = Callable[[list[str], list[int]], Iterator[U8]]
 
 FIELDS: Final = ("colour", "shape", "motion", "background")
 BATCH: Final = 16
-DEFAULT_GUIDANCE_SCALE: Final = 3.0
+DEFAULT_GUIDANCE_SCALE: Final = 2.0
 TRAINING_PROMPT_COUNT: Final = 128
 
 

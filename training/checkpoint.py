@@ -18,7 +18,7 @@ from training.tokenizer import save_tokenizer
 from training.unet import CLIP_STATE_NAME, TrackedUNet, make_scheduler, make_unet
 
 SIZE_LIMIT_BYTES: Final = 16_000_000
-GUIDANCE_SCALE: Final = 3.0
+GUIDANCE_SCALE: Final = 2.0
 """Chosen on training combinations; see README.md beside this file."""
 DEFAULTS: Final = {
     "num_inference_steps": 25,

@@ -232,17 +232,22 @@ def test_a_signal_while_generating_leaves_nothing(
     arguments = ["generate", PROMPT, "--bundle", str(bundle_path), "-o", "x.mp4"]
     folder = tmp_path / "killed"
     folder.mkdir()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program, *arguments, "--num-videos", "3000"],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stderr is not None
-    process.stderr.readline()
-    time.sleep(0.3)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+        # A suite that a shell runs in the background inherits an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    ) as process:
+        try:
+            assert process.stderr is not None
+            process.stderr.readline()
+            time.sleep(0.3)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == code
     assert "Traceback" not in errors
     assert [name for name in os.listdir(folder) if not name.endswith(".mp4")] == []
