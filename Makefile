@@ -6,7 +6,7 @@ CHECKPOINT := checkpoints/moving-shapes
 DEFAULT_BUNDLE := runtime/default_bundle
 PROMPT ?= a red circle moves left on a gray background
 
-.PHONY: help env demo test test-slow test-gpu check format wheel check-wheel default-bundle benchmark docs clean
+.PHONY: help env demo test check format wheel check-wheel default-bundle benchmark docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -21,6 +21,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	touch $@
 
 demo: env  ## Export the shipped checkpoint and write a video to demo/
+	mkdir -p demo
 	$(BIN)/mutoscope export $(CHECKPOINT) -o demo/bundle --force
 	$(BIN)/mutoscope generate "$(PROMPT)" --bundle demo/bundle --seed 7 -o demo/video.mp4 --force
 	$(BIN)/mutoscope generate "$(PROMPT)" --bundle demo/bundle --seed 7 -o demo/video.gif --force
@@ -28,12 +29,6 @@ demo: env  ## Export the shipped checkpoint and write a video to demo/
 
 test: env  ## Run the test suite (what CI runs)
 	$(BIN)/python -m pytest
-
-test-slow: env  ## Run the tests that take more than a minute each
-	$(BIN)/python -m pytest -m slow
-
-test-gpu: env  ## Run the tests that need an NVIDIA GPU
-	$(BIN)/python -m pytest -m gpu
 
 check: env  ## Lint, types, layers
 	$(BIN)/python scripts/dev_links.py
@@ -58,8 +53,9 @@ default-bundle: env  ## Export the checkpoint into the bundle that ships in the 
 		--scheduler euler-ancestral --scheduler dpm++2m --scheduler unipc --scheduler lcm --force
 	$(BIN)/mutoscope verify $(DEFAULT_BUNDLE) --checkpoint $(CHECKPOINT)
 
-benchmark: env  ## Measure prompt accuracy and the sampler's overhead
+benchmark: env  ## Measure prompt accuracy, speed against diffusers, and the sampler's overhead
 	$(BIN)/python -m benchmarks.prompt_accuracy --bundle $(DEFAULT_BUNDLE)
+	$(BIN)/python -m benchmarks.against_diffusers --checkpoint $(CHECKPOINT)
 	$(BIN)/python -m benchmarks.sampler_overhead
 
 docs: env  ## Write docs/cli.md from the commands' own help
