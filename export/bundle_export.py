@@ -159,20 +159,7 @@ def export_checkpoint(
         schedules = steps.run(
             "schedules", lambda: write_schedule_tables(chosen, step_counts, bundle)
         )
-        components: dict[str, ComponentRecord] = {}
-        reports: dict[str, ComponentReport] = {}
-        for component_name, make_component in family.component_makers.items():
-            record, nodes = steps.run(
-                component_name,
-                functools.partial(_export_component, make_component, bundle, dtype, stored),
-            )
-            components[component_name] = record
-            reports[component_name] = ComponentReport(
-                nodes,
-                _measure_folder(bundle / component_name),
-                steps.seconds[component_name],
-                record.parity,
-            )
+        components, reports = _export_components(family, bundle, dtype, stored, steps)
         manifest = steps.run(
             MANIFEST_NAME,
             lambda: _save_manifest(
@@ -247,6 +234,23 @@ class _Steps:
         if self.on_progress is not None:
             step = self.names.index(name) + 1
             self.on_progress(ExportProgress(step, len(self.names), name, seconds))
+
+
+def _export_components(
+    family: FamilyExport, bundle: Path, dtype: str, weights: str, steps: _Steps
+) -> tuple[dict[str, ComponentRecord], dict[str, ComponentReport]]:
+    """Write all components, one in memory at a time; return their records and reports."""
+    components: dict[str, ComponentRecord] = {}
+    reports: dict[str, ComponentReport] = {}
+    for name, make_component in family.component_makers.items():
+        record, nodes = steps.run(
+            name, functools.partial(_export_component, make_component, bundle, dtype, weights)
+        )
+        components[name] = record
+        reports[name] = ComponentReport(
+            nodes, _measure_folder(bundle / name), steps.seconds[name], record.parity
+        )
+    return components, reports
 
 
 def _export_component(
