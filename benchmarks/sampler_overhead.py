@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import platform
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.machine import describe_machine
 from mutoscope.export.schedule import trace_schedule
 from mutoscope.runtime.noise import NoiseGenerator
 from mutoscope.runtime.sampler import denoise
@@ -109,18 +109,6 @@ def measure(name: str, shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
     }
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "torch_num_threads": torch.get_num_threads(),
-        "diffusers": diffusers.__version__,
-    }
-
-
 def print_table(results: list[dict[str, Any]]) -> None:
     """The results for people."""
     print(f"{'scheduler':34}{'latents':>18}{'table':>12}{'diffusers':>12}{'ratio':>8}")
@@ -142,7 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
         results = [measure(name, shape, options.repeats) for shape in SHAPES for name in SCHEDULERS]
     if options.json:
-        json.dump({"machine": describe_machine(), "results": results}, sys.stdout, indent=1)
+        machine = {**describe_machine(), "torch_num_threads": torch.get_num_threads()}
+        json.dump({"machine": machine, "results": results}, sys.stdout, indent=1)
         print()
     else:
         print_table(results)

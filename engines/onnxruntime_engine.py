@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from mutoscope.engines.engine import Array, Tensors, TensorSpec, check_feeds
 from mutoscope.engines.errors import EngineError, ExecutionProviderError
@@ -27,8 +27,17 @@ EXECUTION_PROVIDERS = {
 }
 DEFAULT_EXECUTION_PROVIDER = "cpu"
 
+Memory = Literal["normal", "low"]
+MEMORY_MODES: tuple[Memory, ...] = ("normal", "low")
+
 # onnxruntime writes its log to stderr. Everything it logs as an error it also raises.
 _LOG_SEVERITY_FATAL = 4
+
+# Folding would convert weights that are stored in float16 once, into memory of their own; without
+# it each is converted right before its use, in every run.
+_UNFOLDED = ["ConstantFolding"]
+# A key of onnxruntime's run configuration: free what the run allocated and does not use any more.
+_SHRINK_ARENA = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
 _NUMPY_TYPES = {
     "tensor(float)": "float32",
@@ -46,6 +55,7 @@ class OnnxruntimeEngine:
         *,
         execution_provider: str = DEFAULT_EXECUTION_PROVIDER,
         num_threads: int | None = None,
+        memory: Memory = "normal",
     ) -> None:
         """Load the graph at `path`.
 
@@ -55,6 +65,9 @@ class OnnxruntimeEngine:
                 single nodes that a device cannot (shape arithmetic, mostly) on the CPU.
             num_threads: Threads for one operator on the CPU; None leaves it to onnxruntime, which
                 takes one for each core.
+            memory: "low" leaves the weights in their file, where the operating system can drop
+                them, and gives the memory of a run back after it. On a CPU it is slower by a
+                fifth or so; results may differ by rounding.
 
         Raises:
             ExecutionProviderError: The execution provider is unknown, is not in this build of
@@ -64,17 +77,22 @@ class OnnxruntimeEngine:
         provider = find_execution_provider(execution_provider)
         if num_threads is not None and num_threads < 1:
             raise EngineError(f"num_threads is {num_threads}; it must be at least 1: use 1")
+        if memory not in MEMORY_MODES:
+            raise EngineError(
+                f"memory is {memory!r}; it must be one of {', '.join(MEMORY_MODES)}: use low"
+            )
         onnxruntime = _import_onnxruntime()
         self._name = f"{Path(path).parent.name}/{Path(path).name}"
         self._device = execution_provider
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _LOG_SEVERITY_FATAL
-        if num_threads is not None:
-            options.intra_op_num_threads = num_threads
+        options = _make_options(onnxruntime, num_threads, memory)
         try:
             # Without enable_fallback=0, onnxruntime answers a provider that fails with the CPU.
             session = onnxruntime.InferenceSession(
-                str(path), options, providers=[provider], enable_fallback=0
+                str(path),
+                options,
+                providers=[provider],
+                enable_fallback=0,
+                disabled_optimizers=_UNFOLDED if memory == "low" else None,
             )
         except _error_types() as err:
             raise EngineError(f"{path} cannot be loaded: {_first_line(err)}") from err
@@ -85,6 +103,10 @@ class OnnxruntimeEngine:
             )
         session.disable_fallback()
         self._session: Any = session
+        self._run_options: Any = None
+        if memory == "low" and execution_provider == DEFAULT_EXECUTION_PROVIDER:
+            self._run_options = onnxruntime.RunOptions()
+            self._run_options.add_run_config_entry(*_SHRINK_ARENA)
         self._inputs = {node.name: _read_spec(node) for node in session.get_inputs()}
         self._outputs = {node.name: _read_spec(node) for node in session.get_outputs()}
 
@@ -109,7 +131,7 @@ class OnnxruntimeEngine:
             raise EngineError(f"{self._name} is closed: open it again")
         check_feeds(self._name, self._inputs, feeds)
         try:
-            arrays = self._session.run(None, dict(feeds))
+            arrays = self._session.run(None, dict(feeds), self._run_options)
         except _error_types() as err:
             raise EngineError(f"{self._name} failed: {_first_line(err)}") from err
         return dict(zip(self._outputs, arrays, strict=True))
@@ -117,6 +139,24 @@ class OnnxruntimeEngine:
     def close(self) -> None:
         """Free the session and its memory."""
         self._session = None
+
+
+def _make_options(onnxruntime: ModuleType, num_threads: int | None, memory: Memory) -> Any:
+    """The options of a session.
+
+    What low memory turns off copies every weight when a graph is loaded (prepacking, and the layout
+    changes of the highest level), or plans a whole run as one block, beside that of the last plan.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _LOG_SEVERITY_FATAL
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+    if memory == "low":
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_EXTENDED
+        options.enable_mem_pattern = False
+    return options
 
 
 def list_execution_providers() -> list[str]:

@@ -16,16 +16,20 @@ if TYPE_CHECKING:
         export_checkpoint,
     )
     from mutoscope.export.errors import CheckpointError, ExportError, ExportParityError
+    from mutoscope.export.loras.files import LoraFile
+    from mutoscope.export.opening import CheckpointOptions
     from mutoscope.export.schedule import trace_schedule
     from mutoscope.export.verification import compare_with_checkpoint
 
 _MODULES = {
     "CheckpointError": "mutoscope.export.errors",
+    "CheckpointOptions": "mutoscope.export.opening",
     "ComponentReport": "mutoscope.export.bundle_export",
     "ExportError": "mutoscope.export.errors",
     "ExportParityError": "mutoscope.export.errors",
     "ExportProgress": "mutoscope.export.bundle_export",
     "ExportReport": "mutoscope.export.bundle_export",
+    "LoraFile": "mutoscope.export.loras.files",
     "compare_with_checkpoint": "mutoscope.export.verification",
     "export_checkpoint": "mutoscope.export.bundle_export",
     "trace_schedule": "mutoscope.export.schedule",
@@ -33,11 +37,13 @@ _MODULES = {
 
 __all__ = [
     "CheckpointError",
+    "CheckpointOptions",
     "ComponentReport",
     "ExportError",
     "ExportParityError",
     "ExportProgress",
     "ExportReport",
+    "LoraFile",
     "compare_with_checkpoint",
     "export_checkpoint",
     "trace_schedule",

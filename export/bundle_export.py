@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import diffusers
 import onnx
@@ -16,17 +17,23 @@ import torch
 import transformers
 
 from mutoscope.export.bundle_writer import check_output, make_file_records, open_bundle_folder
-from mutoscope.export.checkpoint import Checkpoint, open_checkpoint
-from mutoscope.export.families import open_family
+from mutoscope.export.checkpoint import Checkpoint
+from mutoscope.export.decoder_memory import measure_decoder
+from mutoscope.export.decoder_tiles import add_tiles
 from mutoscope.export.families.contract import ComponentExport, FamilyExport
 from mutoscope.export.float16 import (
     check_float16_weights_range,
     convert_to_float16,
     refuse_float16_overflow,
 )
-from mutoscope.export.graph import OPSET_VERSION, make_graph, save_graph
+from mutoscope.export.graph import OPSET_VERSION, make_graph, release_weights, save_graph
+from mutoscope.export.hub import name_path
 from mutoscope.export.json_values import make_json_value
+from mutoscope.export.loras.fusion import describe_loras
+from mutoscope.export.mapped_weights import release_pages
+from mutoscope.export.opening import CheckpointOptions, open_model
 from mutoscope.export.parity import Reference, check_parity, make_references, measure_parity
+from mutoscope.export.presets import Preset
 from mutoscope.export.scheduler_tables import (
     DEFAULT_STEP_COUNTS,
     check_step_counts,
@@ -41,12 +48,17 @@ from mutoscope.export.weights import (
 )
 from mutoscope.runtime import __version__
 from mutoscope.runtime.manifest import (
+    DECODERS,
     MANIFEST_NAME,
     ComponentRecord,
     DefaultsRecord,
     Manifest,
     ParityRecord,
+    TokenizerRecord,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 GRAPH_NAME = "model.onnx"
 
@@ -103,33 +115,35 @@ def export_checkpoint(
     checkpoint: str | Path,
     output: str | Path,
     *,
-    motion_adapter: str | Path | None = None,
     name: str | None = None,
     schedulers: Iterable[str] = (),
-    num_inference_steps: Iterable[int] = DEFAULT_STEP_COUNTS,
+    num_inference_steps: Iterable[int] | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     weights: Literal["float32", "float16"] | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
+    **options: Unpack[CheckpointOptions],
 ) -> ExportReport:
     """Export a checkpoint to a bundle at `output` and return what was written.
 
     The bundle is whole or absent: after an error or Ctrl-C nothing is left behind.
 
     Args:
-        checkpoint: A folder in diffusers layout, or the id of one on the Hugging Face hub.
+        checkpoint: A folder in diffusers layout, the id of one on the Hugging Face hub, or a single
+            file.
         output: The bundle to write.
-        motion_adapter: Folder or hub id of a MotionAdapter, for an image model.
         name: The bundle's name, for people; that of the checkpoint if None.
         schedulers: More schedulers than the checkpoint's own, as diffusers class names or aliases.
-        num_inference_steps: The step counts to make schedule tables for. The bundle's default is
-            the one nearest to the checkpoint's own.
+        num_inference_steps: The step counts to make schedule tables for; None takes 1 to 50, or
+            those of the preset. The bundle's default is the one nearest to the checkpoint's own.
         dtype: What the graphs compute in. In float16 ones, norms, softmax and the sinusoids of the
             timestep stay float32, and so do the graphs' inputs and outputs.
         weights: How weights are stored; as `dtype` if None. float16 weights of float32 graphs are
             refused where they would change a value.
         force: Replace a bundle that exists.
         on_progress: Called at the start and at the end of each step.
+        **options: What goes with the checkpoint: motion adapter, LoRAs, another decoder, preset;
+            see `CheckpointOptions`.
 
     Raises:
         CheckpointError: The checkpoint cannot be opened, or not by any family.
@@ -143,44 +157,83 @@ def export_checkpoint(
     started = time.perf_counter()
     check_output(output, force=force)
     stored = choose_weight_type(dtype, weights)
-    step_counts = check_step_counts(num_inference_steps)
-    opened = open_checkpoint(checkpoint, motion_adapter=motion_adapter)
-    family = open_family(opened)
-    chosen = make_schedulers(family.scheduler, schedulers)
-    steps = _Steps(["tokenizer", "schedules", *family.component_makers, MANIFEST_NAME], on_progress)
-
-    with open_bundle_folder(output, force=force) as bundle:
-        tokenizer = steps.run(
-            "tokenizer",
-            lambda: export_tokenizer(
-                family.tokenizer_folder, family.tokenizer_class, family.max_length, bundle
-            ),
+    with open_model(checkpoint, output.resolve().parent, **options) as (opened, family):
+        step_counts = check_step_counts(
+            default_step_counts(opened.preset)
+            if num_inference_steps is None
+            else num_inference_steps
         )
-        schedules = steps.run(
-            "schedules", lambda: write_schedule_tables(chosen, step_counts, bundle)
+        plan = _ExportPlan(
+            opened,
+            family,
+            schedulers=make_schedulers(family.scheduler, schedulers),
+            step_counts=step_counts,
+            dtype=dtype,
+            weights=stored,
+            name=name or opened.name,
         )
-        components, reports = _export_components(family, bundle, dtype, stored, steps)
-        manifest = steps.run(
-            MANIFEST_NAME,
-            lambda: _save_manifest(
-                Manifest(
-                    name=name or opened.name,
-                    family=family.family,
-                    components=components,
-                    tokenizer=tokenizer,
-                    latents=family.latents,
-                    limits=family.limits,
-                    defaults=fit_default_steps(family.defaults, step_counts),
-                    schedules=schedules,
-                    files=make_file_records(bundle),
-                    guidance=family.guidance,
-                    provenance=make_provenance(opened, family, dtype, stored),
-                ),
-                bundle,
-            ),
-        )
-        size_bytes = _measure_folder(bundle)
+        with open_bundle_folder(output, force=force) as bundle:
+            manifest, reports = _export(plan, bundle, on_progress)
+            size_bytes = _measure_folder(bundle)
     return ExportReport(output, manifest, reports, size_bytes, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _ExportPlan:
+    """All that an export was asked for, checked."""
+
+    checkpoint: Checkpoint
+    family: FamilyExport
+    schedulers: dict[str, Any]
+    step_counts: tuple[int, ...]
+    dtype: str
+    weights: str
+    name: str
+
+
+def _export(
+    plan: _ExportPlan, bundle: Path, on_progress: OnProgress | None
+) -> tuple[Manifest, dict[str, ComponentReport]]:
+    """Write all files of the bundle into a folder; return its manifest and what was measured."""
+    family = plan.family
+    names = ["tokenizer"] if family.tokenizers else []
+    names += ["schedules", *family.component_makers, MANIFEST_NAME]
+    steps = _Steps(names, on_progress)
+    tokenizers: dict[str, TokenizerRecord] = {}
+    if family.tokenizers:
+        tokenizers = steps.run("tokenizer", lambda: _export_tokenizers(family, bundle))
+    schedules = steps.run(
+        "schedules", lambda: write_schedule_tables(plan.schedulers, plan.step_counts, bundle)
+    )
+    components, reports = _export_components(family, bundle, plan.dtype, plan.weights, steps)
+    manifest = steps.run(
+        MANIFEST_NAME,
+        lambda: _save_manifest(
+            Manifest(
+                name=plan.name,
+                family=family.family,
+                components=components,
+                tokenizers=tokenizers,
+                latents=family.latents,
+                limits=family.limits,
+                defaults=fit_default_steps(family.defaults, plan.step_counts),
+                schedules=schedules,
+                files=make_file_records(bundle),
+                guidance=family.guidance,
+                images=family.images,
+                conditions=family.conditions,
+                force_zeros_for_empty_prompt=family.force_zeros_for_empty_prompt,
+                provenance=make_provenance(plan.checkpoint, family, plan.dtype, plan.weights),
+            ),
+            bundle,
+        ),
+    )
+    return manifest, reports
+
+
+def default_step_counts(preset: Preset | None) -> tuple[int, ...]:
+    """Return the step counts of a bundle where the caller says nothing."""
+    return DEFAULT_STEP_COUNTS if preset is None else preset.step_counts
 
 
 def fit_default_steps(defaults: DefaultsRecord, step_counts: Sequence[int]) -> DefaultsRecord:
@@ -208,7 +261,11 @@ def make_provenance(
         "checkpoint": checkpoint.name,
         "pipeline_class": checkpoint.pipeline_class,
         "component_classes": family.classes,
-        **({"motion_adapter": adapter.resolve().name} if adapter else {}),
+        **({"motion_adapter": name_path(adapter)} if adapter else {}),
+        **({"preset": checkpoint.preset.name} if checkpoint.preset else {}),
+        **({"loras": describe_loras(checkpoint.loras)} if checkpoint.loras else {}),
+        **({"vae": name_path(checkpoint.vae)} if checkpoint.vae else {}),
+        **({"preview_vae": name_path(checkpoint.preview_vae)} if checkpoint.preview_vae else {}),
         "scheduler_config": make_json_value(config),
     }
 
@@ -236,6 +293,20 @@ class _Steps:
             self.on_progress(ExportProgress(step, len(self.names), name, seconds))
 
 
+def _export_tokenizers(family: FamilyExport, bundle: Path) -> dict[str, TokenizerRecord]:
+    """Write the tokenizers, in folders named as in the checkpoint; return their records."""
+    return {
+        source: export_tokenizer(
+            tokenizer.folder,
+            tokenizer.class_name,
+            tokenizer.max_length,
+            bundle,
+            name=tokenizer.folder.name,
+        )
+        for source, tokenizer in family.tokenizers.items()
+    }
+
+
 def _export_components(
     family: FamilyExport, bundle: Path, dtype: str, weights: str, steps: _Steps
 ) -> tuple[dict[str, ComponentRecord], dict[str, ComponentReport]]:
@@ -258,24 +329,35 @@ def _export_component(
 ) -> tuple[ComponentRecord, int]:
     """Write one component, compare it with the checkpoint; return its record and node count."""
     component = make_component()
+    if component.float32_only:
+        dtype = weights = "float32"
     smaller_weights = (dtype, weights) == ("float32", "float16")
     if smaller_weights:
         check_float16_weights(component)
     references = _prepare(component, dtype)
+    release_pages(component.module)
     model = make_graph(component, dtype)
     if smaller_weights:
         store_weights_as_float16(model)
     path = PurePosixPath(component.name) / GRAPH_NAME
     nodes = save_graph(model, bundle / path)
+    # A large module and a session do not fit into memory side by side.
+    release_pages(component.module)
+    release_weights(model, component.module)
     del model
+    gc.collect()
     parity = measure_parity(component, bundle / path, references)
     check_parity(component, parity, dtype)
+    decoder = None
+    if component.name in DECODERS:
+        decoder = add_tiles(measure_decoder(bundle / path), bundle, str(path))
     record = ComponentRecord(
         variants={dtype: str(path)},
         default_variant=dtype,
         inputs=component.inputs,
         outputs=component.outputs,
         parity=parity,
+        decoder=decoder,
     )
     return record, nodes
 

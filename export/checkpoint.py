@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mutoscope.export.errors import CheckpointError
+from mutoscope.export.hub import (
+    HUB_FILE,
+    HUB_ID,
+    fetch_file,
+    fetch_folder,
+    name_component,
+    name_path,
+)
 from mutoscope.export.library_noise import quiet_libraries
+from mutoscope.export.weight_files import (
+    PICKLE_SUFFIXES,
+    SAFETENSORS,
+    check_safetensors,
+    explain_pickle,
+    find_weight_files,
+)
+
+if TYPE_CHECKING:
+    from mutoscope.export.presets import Preset
 
 INDEX_NAME = "model_index.json"
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Single-file checkpoints at the top of a repository and half-precision copies stay there: only the
-# component folders are read.
+# Single-file checkpoints at the top of a repository stay there: only component folders are read.
 CHECKPOINT_PATTERNS = ["*/*.safetensors", "*.json", "*.txt"]
-CHECKPOINT_UNUSED = ["safety_checker/*", "feature_extractor/*", "*.fp16.*", "*non_ema*"]
-ADAPTER_PATTERNS = ["diffusion_pytorch_model*.safetensors", "*.json"]
-ADAPTER_UNUSED = ["*.fp16.*"]
+PART_PATTERNS = ["diffusion_pytorch_model*.safetensors", "*.json"]
+VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+# What files have beside the model, and what computes nothing: the positions that old CLIP models
+# saved, the other half of a whole CLIP model, and the last layers where the configuration leaves
+# them out (a clip skip). Any other weight without a place in the model means that the folder is of
+# another class, and that the model would lack a part.
+HARMLESS_EXTRAS = re.compile(
+    r"(.+\.)?position_ids|logit_scale|(text|visual)_projection\.weight|(text|vision)_model\..+"
+    r"|encoder\.layers\.\d+\..+"
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +54,11 @@ class Checkpoint:
         name: Its name without the path, for people.
         pipeline_class: The diffusers pipeline it was saved from, e.g. "AnimateDiffPipeline".
         component_classes: For each component in model_index.json, its class name.
-        motion_adapter: The folder of a separate motion adapter, if one was given.
+        motion_adapter: The folder or the safetensors file of a separate motion adapter.
+        loras: The LoRAs to add to the weights.
+        vae: The folder of a VAE whose decoder takes the place of the checkpoint's.
+        preview_vae: The folder of a VAE that decodes previews.
+        preset: The settings of a few-step model.
     """
 
     folder: Path
@@ -39,6 +66,10 @@ class Checkpoint:
     pipeline_class: str
     component_classes: dict[str, str]
     motion_adapter: Path | None = None
+    loras: tuple[Any, ...] = ()
+    vae: Path | None = None
+    preview_vae: Path | None = None
+    preset: Preset | None = None
 
     def component_folder(self, component: str) -> Path:
         """Return the folder of a component that must exist.
@@ -60,16 +91,29 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    checkpoint: str | Path, *, motion_adapter: str | Path | None = None
+    checkpoint: str | Path,
+    *,
+    motion_adapter: str | Path | None = None,
+    loras: Sequence[Any] = (),
+    vae: str | Path | None = None,
+    preview_vae: str | Path | None = None,
+    preset: Preset | None = None,
 ) -> Checkpoint:
     """Return the checkpoint in a folder or, for an `owner/name`, after fetching it from the hub.
+
+    Args:
+        checkpoint: A folder or hub id.
+        motion_adapter: A folder, a hub id, a safetensors file, or one on the hub
+            (`owner/name/FILE.safetensors`).
+        loras: Kept as they are.
+        vae: Folder or hub id of a VAE.
+        preview_vae: The same, for previews.
+        preset: Kept as it is.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is not in diffusers layout.
     """
-    folder, name = _find_folder(
-        checkpoint, CHECKPOINT_PATTERNS, CHECKPOINT_UNUSED, what="a checkpoint"
-    )
+    folder, name = _find_checkpoint(checkpoint)
     index_path = folder / INDEX_NAME
     if not index_path.is_file():
         raise CheckpointError(
@@ -85,12 +129,17 @@ def open_checkpoint(
         for component, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
     }
-    adapter = None
-    if motion_adapter is not None:
-        adapter, _ = _find_folder(
-            motion_adapter, ADAPTER_PATTERNS, ADAPTER_UNUSED, what="a motion adapter"
-        )
-    return Checkpoint(folder, name, pipeline_class, classes, adapter)
+    return Checkpoint(
+        folder,
+        name,
+        pipeline_class,
+        classes,
+        motion_adapter=None if motion_adapter is None else _find_adapter(motion_adapter),
+        loras=tuple(loras),
+        vae=None if vae is None else _find_vae(vae),
+        preview_vae=None if preview_vae is None else _find_vae(preview_vae),
+        preset=preset,
+    )
 
 
 def load_json_object(path: Path) -> dict[str, Any]:
@@ -108,39 +157,21 @@ def load_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def find_weights_variant(folder: Path) -> str | None:
-    """Return the `variant` under which diffusers finds a component's weights, None for plain.
-
-    Raises:
-        CheckpointError: There are no weights, or only in a pickle file, which is never opened.
-    """
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    safe = [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))]
-    if any(".fp16." not in name for name in safe):
-        return None
-    if safe:
-        return "fp16"
-    where = f"{folder.parent.name}/{folder.name}"
-    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
-    if pickles:
-        raise CheckpointError(
-            f"{where}/{pickles[0]} is a pickle file, which can run code when it is opened; only "
-            "safetensors are read: convert it with "
-            "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
-        )
-    raise CheckpointError(f"{where} has no weights (*.safetensors): save the pipeline again")
-
-
 def load_model(model_class: Any, folder: Path) -> Any:
     """Return a diffusers or transformers model from a folder: float32, on the CPU, in eval mode.
 
+    Weights that are float32 in the file are not copied: they stay views into the mapped file where
+    the library maps it.
+
     Raises:
-        CheckpointError: The weights are damaged, are in a pickle file, or do not fill the model.
+        CheckpointError: The weights are damaged, are in a pickle file, do not fill the model, or
+            have no place in it.
     """
     from safetensors import SafetensorError
 
-    where = f"{folder.parent.name}/{folder.name}"
-    variant = find_weights_variant(folder)
+    where = name_component(folder)
+    load_json_object(folder / "config.json")
+    variant = find_weight_files(folder).variant
     try:
         with quiet_libraries():
             model, info = model_class.from_pretrained(
@@ -156,52 +187,93 @@ def load_model(model_class: Any, folder: Path) -> Any:
             f"{where} cannot be opened as {model_class.__name__}: "
             f"{reason[0] if reason else type(err).__name__}"
         ) from err
-    missing = sorted(info.get("missing_keys", ()))
-    if missing:
-        raise CheckpointError(
-            f"{where} lacks {len(missing)} weights of {model_class.__name__}, such as "
-            f"{missing[0]}: the folder is not whole, or is of another model"
-        )
+    check_keys(
+        where,
+        model_class.__name__,
+        missing=info.get("missing_keys", ()),
+        unexpected=info.get("unexpected_keys", ()),
+    )
     return model.float().eval().requires_grad_(False)
 
 
-def _find_folder(
-    checkpoint: str | Path, patterns: list[str], unused: list[str], *, what: str
-) -> tuple[Path, str]:
-    """Return the folder, and what to call it."""
-    path = Path(checkpoint)
-    if path.is_dir():
-        return path, path.resolve().name
-    if path.exists():
+def check_keys(
+    where: str, class_name: str, *, missing: Iterable[str], unexpected: Iterable[str]
+) -> None:
+    """Raise `CheckpointError` if a model has not all of its weights, or a file has others."""
+    missing = sorted(missing)
+    if missing:
         raise CheckpointError(
-            f"{checkpoint} is a file, but {what} is a folder in diffusers layout: convert a single "
-            "file with StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+            f"{where} lacks {len(missing)} weights of {class_name}, such as {missing[0]}: the "
+            "folder is not whole, or is of another model"
         )
-    if isinstance(checkpoint, str) and HUB_ID.fullmatch(checkpoint):
-        return _download(checkpoint, patterns, unused), checkpoint.partition("/")[2]
-    raise CheckpointError(f"{checkpoint} does not exist: give the folder of {what}, or a hub id")
-
-
-def _download(repo_id: str, patterns: list[str], unused: list[str]) -> Path:
-    """Return the local folder of a hub repository, fetched unless it is there already."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=unused))
-        if not any(folder.rglob("*.safetensors")):  # some have half-precision weights only
-            unused = [pattern for pattern in unused if "fp16" not in pattern]
-            folder = Path(
-                snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=unused)
-            )
-    except RepositoryNotFoundError as err:
+    extra = sorted(key for key in unexpected if not HARMLESS_EXTRAS.fullmatch(key))
+    if extra:
         raise CheckpointError(
-            f"{repo_id} is neither a folder here nor a model that the hub shows you: check the "
-            "spelling, or log in with hf auth login"
-        ) from err
-    except OSError as err:
+            f"{where} has {len(extra)} weights that {class_name} has not, such as {extra[0]}: its "
+            "config.json is of another model, save the pipeline again"
+        )
+
+
+def _find_checkpoint(checkpoint: str | Path) -> tuple[Path, str]:
+    """Return the folder of a checkpoint, and what to call it."""
+    path = Path(checkpoint)
+    if path.is_file() and path.suffix in PICKLE_SUFFIXES:
+        raise CheckpointError(explain_pickle(path.name))
+    if path.is_file():
         raise CheckpointError(
-            f"{repo_id} is not a folder here and cannot be fetched from the hub (no network?): "
-            "give the folder of a checkpoint, or try again later"
-        ) from err
+            f"{checkpoint} is a file, but a checkpoint is a folder in diffusers layout: add "
+            "--single-file for Stable Diffusion 1.5, or convert it with "
+            "PIPELINE.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
+    folder = _find_folder(checkpoint, CHECKPOINT_PATTERNS, what="a checkpoint")
+    return folder, name_path(folder) if path.is_dir() else str(checkpoint).partition("/")[2]
+
+
+def _find_adapter(motion_adapter: str | Path) -> Path:
+    """Return the folder or the safetensors file of a motion adapter."""
+    path = Path(motion_adapter)
+    if path.is_file():
+        check_safetensors(path)
+        return path
+    if isinstance(motion_adapter, str) and not path.exists() and HUB_FILE.fullmatch(motion_adapter):
+        return fetch_file(motion_adapter)
+    folder = _find_folder(motion_adapter, PART_PATTERNS, what="a motion adapter")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{motion_adapter} has no config.json, so it is not a motion adapter in diffusers "
+            f"layout: give one of its files, such as {motion_adapter}/FILE{SAFETENSORS}"
+        )
     return folder
+
+
+def _find_vae(vae: str | Path) -> Path:
+    """Return the folder of a VAE that is alone."""
+    path = Path(vae)
+    if path.is_file():
+        raise CheckpointError(
+            f"{vae} is a file, but a VAE is a folder with a config.json: convert it with "
+            "AutoencoderKL.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
+    folder = _find_folder(vae, PART_PATTERNS, what="a VAE")
+    if (folder / INDEX_NAME).is_file():
+        raise CheckpointError(f"{vae} is a whole checkpoint: give the VAE inside it, {vae}/vae")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{vae} has no config.json, so it is not a VAE in diffusers layout: save one with "
+            "vae.save_pretrained(FOLDER)"
+        )
+    found = load_json_object(folder / "config.json").get("_class_name")
+    if found not in VAE_CLASSES:
+        raise CheckpointError(f"{vae} is a {found}, not a VAE: use {' or '.join(VAE_CLASSES)}")
+    find_weight_files(folder)
+    return folder
+
+
+def _find_folder(given: str | Path, patterns: list[str], *, what: str) -> Path:
+    """Return a folder that is here, or was fetched from the hub."""
+    path = Path(given)
+    if path.is_dir():
+        return path
+    if isinstance(given, str) and HUB_ID.fullmatch(given):
+        return fetch_folder(given, patterns)
+    raise CheckpointError(f"{given} does not exist: give the folder of {what}, or a hub id")

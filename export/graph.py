@@ -88,6 +88,18 @@ def save_graph(model: onnx_ir.Model, path: Path) -> int:
     return len(model.graph)
 
 
+def release_weights(model: onnx_ir.Model, module: torch.nn.Module) -> None:
+    """Empty a model that was saved, and the module that it was made of, so that memory is free.
+
+    To let go of them is not enough: the patterns of onnxscript's rewriter, which live as long as
+    the process, remember the graphs that they last saw.
+    """
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = torch.empty(0)
+
+
 def _make_dynamic_shapes(component: ComponentExport) -> dict[str, dict[int, Any]]:
     """Return what torch calls dynamic_shapes: for each input, its dynamic axes."""
     return {

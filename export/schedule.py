@@ -9,12 +9,14 @@ tables have registers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import diffusers
 
 from mutoscope.export.json_values import make_json_value
+from mutoscope.export.schedules.denoised import Pair, trace_denoised
 from mutoscope.export.schedules.registers import allocate_registers
 from mutoscope.export.schedules.runner import SchedulerRunner
 from mutoscope.export.schedules.simplify import simplify
@@ -82,7 +84,17 @@ def trace_schedule(
     # Written so that a deviation that is no number fails too.
     if not deviation <= LINEARITY_TOLERANCE:
         raise ScheduleError(_explain_nonlinear(scheduler, step_kwargs, deviation))
-    return table
+    # In a run of its own, so that it cannot touch the coefficients of the sampling.
+    return _add_estimates(table, trace_denoised(make_runner(), table.prediction_type))
+
+
+def _add_estimates(table: ScheduleTable, estimates: list[Pair | None]) -> ScheduleTable:
+    """The table with the coefficients of an estimate in each row."""
+    rows = tuple(
+        dataclasses.replace(row, denoised=pair)
+        for row, pair in zip(table.rows, estimates, strict=True)
+    )
+    return dataclasses.replace(table, rows=rows)
 
 
 def _explain_nonlinear(scheduler: Any, step_kwargs: Mapping[str, Any], deviation: float) -> str:

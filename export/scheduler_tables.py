@@ -42,6 +42,7 @@ ALSO_COMPATIBLE = ("LCMScheduler", "TCDScheduler")
 # ignores one of them would run, and make a worse video without a word.
 DEFINING_SETTINGS = {
     "prediction_type": "epsilon",
+    "timestep_type": "discrete",
     "rescale_betas_zero_snr": False,
     "trained_betas": None,
     "beta_schedule": None,

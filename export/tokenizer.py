@@ -10,10 +10,11 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from mutoscope.export.errors import CheckpointError, ExportParityError
+from mutoscope.export.hub import name_component
 from mutoscope.export.library_noise import quiet_libraries
 from mutoscope.runtime.manifest import TokenizerRecord
 
-TOKENIZER_FILE = "tokenizer/tokenizer.json"
+TOKENIZER_NAME = "tokenizer.json"
 # Each tries something that two tokenizers could do differently.
 CHECKED_PROMPTS = (
     "",
@@ -32,9 +33,9 @@ CHECKED_PROMPTS = (
 
 
 def export_tokenizer(
-    folder: Path, class_name: str, max_length: int, bundle: Path
+    folder: Path, class_name: str, max_length: int, bundle: Path, *, name: str = "tokenizer"
 ) -> TokenizerRecord:
-    """Write tokenizer/tokenizer.json into the bundle and return its record.
+    """Write NAME/tokenizer.json into the bundle and return its record.
 
     The file carries no truncation and no padding: the runtime refuses a prompt that is too long,
     and pads by the record.
@@ -44,35 +45,60 @@ def export_tokenizer(
         class_name: The transformers class that the checkpoint names.
         max_length: How many ids the text encoder takes.
         bundle: The folder to write to.
+        name: Its folder there.
 
     Raises:
         CheckpointError: The tokenizer cannot be opened.
         ExportParityError: The file gives other ids than the checkpoint's tokenizer.
     """
+    where = name_component(folder)
     try:
+        tokenizer_class = getattr(transformers, class_name)
+        check_tokenizer_files(where, folder, tokenizer_class)
         with quiet_libraries():
-            reference = getattr(transformers, class_name).from_pretrained(
-                folder, local_files_only=True
-            )
-            fast = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+            reference = tokenizer_class.from_pretrained(folder, local_files_only=True)
+            fast = reference
+            if not reference.is_fast:  # transformers before 5 has two of each
+                fast = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
     except (AttributeError, OSError, TypeError, ValueError) as err:
         reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+        raise CheckpointError(f"{where} cannot be opened as {class_name}: {reason}") from err
+    if reference.pad_token_id is None:
         raise CheckpointError(
-            f"{folder.parent.name}/{folder.name} cannot be opened as {class_name}: {reason}"
-        ) from err
+            f"{where} has no pad_token, with which short prompts are filled up: state it in "
+            "tokenizer_config.json"
+        )
     tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    path = bundle / TOKENIZER_FILE
+    file = f"{name}/{TOKENIZER_NAME}"
+    path = bundle / file
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
     record = TokenizerRecord(
-        file=TOKENIZER_FILE,
+        file=file,
         max_length=min(max_length, reference.model_max_length),
         pad_token_id=reference.pad_token_id,
     )
     _check_ids(Tokenizer.from_file(str(path)), reference, record)
     return record
+
+
+def check_tokenizer_files(where: str, folder: Path, tokenizer_class: Any) -> None:
+    """Raise `CheckpointError` for a folder without a vocabulary.
+
+    transformers 5 makes an empty tokenizer of it without a word, which knows no text at all.
+    """
+    if (folder / TOKENIZER_NAME).is_file():
+        return
+    names = {name for name in tokenizer_class.vocab_files_names.values() if name != TOKENIZER_NAME}
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing or not names:
+        raise CheckpointError(
+            f"{where} lacks {missing[0] if missing else TOKENIZER_NAME}: a tokenizer has "
+            f"{TOKENIZER_NAME}, or {' and '.join(sorted(names, reverse=True))}; copy it from the "
+            "model's repository"
+        )
 
 
 def _check_ids(tokenizer: Any, reference: Any, record: TokenizerRecord) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mutoscope.export.checkpoint import open_checkpoint
 from mutoscope.export.errors import ExportParityError
-from mutoscope.export.families import open_family
+from mutoscope.export.families.contract import FamilyExport
+from mutoscope.export.opening import CheckpointOptions, open_model
 from mutoscope.export.parity import check_parity, make_references, measure_parity
 from mutoscope.runtime.manifest import MANIFEST_NAME, Manifest, ParityRecord
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def compare_with_checkpoint(
     bundle: str | Path,
     checkpoint: str | Path,
-    *,
-    motion_adapter: str | Path | None = None,
+    **options: Unpack[CheckpointOptions],
 ) -> dict[str, list[ParityRecord]]:
     """Return how close each component of a bundle comes to the checkpoint, as at its export.
 
@@ -23,7 +26,7 @@ def compare_with_checkpoint(
         bundle: The bundle's folder; its default variants are compared, within the limits of their
             type.
         checkpoint: Folder or hub id of the checkpoint.
-        motion_adapter: Folder or hub id of the motion adapter that the export was given.
+        **options: What the export was given with the checkpoint; see `CheckpointOptions`.
 
     Raises:
         BundleError: The bundle's manifest cannot be read.
@@ -32,7 +35,13 @@ def compare_with_checkpoint(
     """
     folder = Path(bundle)
     manifest = Manifest.load(folder / MANIFEST_NAME)
-    family = open_family(open_checkpoint(checkpoint, motion_adapter=motion_adapter))
+    with open_model(checkpoint, folder.resolve().parent, **options) as (_, family):
+        return _compare(manifest, family, folder)
+
+
+def _compare(
+    manifest: Manifest, family: FamilyExport, folder: Path
+) -> dict[str, list[ParityRecord]]:
     if set(family.component_makers) != set(manifest.components):
         raise ExportParityError(
             f"the bundle has {', '.join(sorted(manifest.components))}; the checkpoint gives "

@@ -46,8 +46,8 @@ def check_float16_weights(component: ComponentExport) -> None:
         if tensor.is_floating_point() and not torch.equal(tensor.half().float(), tensor.float()):
             raise ExportError(
                 f"{component.name}: {name} has values that float16 cannot hold, so storing it so "
-                "would change the model: use --weights float32, or first save the checkpoint with "
-                "pipeline.to(torch.float16).save_pretrained(FOLDER)"
+                "would change the model: use --weights float32; or, where no LoRA is fused into "
+                "it, save it first with pipeline.to(torch.float16).save_pretrained(FOLDER)"
             )
 
 

@@ -19,8 +19,10 @@ from mutoscope.runtime.errors import (
     ParameterError,
     ScheduleError,
 )
+from mutoscope.runtime.latents_files import SavedLatents, load_latents, save_latents
 from mutoscope.runtime.noise import NoiseGenerator
 from mutoscope.runtime.pipeline import VideoPipeline
+from mutoscope.runtime.preview import PreviewInfo
 from mutoscope.runtime.sampler import StepInfo, denoise
 from mutoscope.runtime.schedule import ScheduleTable
 from mutoscope.runtime.settings import Settings
@@ -40,6 +42,8 @@ __all__ = [
     "NoiseGenerator",
     "OutputError",
     "ParameterError",
+    "PreviewInfo",
+    "SavedLatents",
     "ScheduleError",
     "ScheduleTable",
     "Settings",
@@ -49,4 +53,6 @@ __all__ = [
     "VideoPipeline",
     "__version__",
     "denoise",
+    "load_latents",
+    "save_latents",
 ]

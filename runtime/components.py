@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 from mutoscope.engines.engine import Array, Engine
 from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import EngineError, ParameterError
+from mutoscope.runtime.manifest import DENOISERS
 from mutoscope.runtime.timings import Timings
 
-TEXT_ENCODER = "text_encoder"
-VAE_DECODER = "vae_decoder"
-# A bundle has one of them.
-DENOISERS = ("unet", "transformer")
+# The fields of Timings, which name the usual components.
+TIMED_PARTS = {field.name for field in dataclasses.fields(Timings)}
 
 
 class Components:
@@ -21,11 +23,19 @@ class Components:
     the graph declares, so that inputs may have any name.
     """
 
-    def __init__(self, bundle: Bundle, execution_provider: str, num_threads: int | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        execution_provider: str,
+        num_threads: int | None,
+        *,
+        low_memory: bool = False,
+    ) -> None:
         """Prepare to load the bundle's components; nothing is loaded yet."""
         self._bundle = bundle
         self._execution_provider = execution_provider
         self._num_threads = num_threads
+        self._low_memory = low_memory
         self._engines: dict[str, Engine] = {}
 
     @property
@@ -55,9 +65,28 @@ class Components:
                     self._bundle.load_graph(name),
                     execution_provider=self._execution_provider,
                     num_threads=self._num_threads,
+                    memory="low" if self._low_memory else "normal",
                 )
             check_declaration(self._bundle, name, self._engines[name])
         return self._engines[name]
+
+    def make_opener(self, name: str) -> Callable[[str], Engine]:
+        """Return what opens other graphs of a component, by their paths in the bundle.
+
+        Their engines are the caller's, to close. Weights are checked once, here; raises
+        `BundleError`.
+        """
+        self._bundle.load_graph(name)
+
+        def open_graph(path: str) -> Engine:
+            return OnnxruntimeEngine(
+                self._bundle.load_file(path),
+                execution_provider=self._execution_provider,
+                num_threads=self._num_threads,
+                memory="low" if self._low_memory else "normal",
+            )
+
+        return open_graph
 
     def unload(self, name: str) -> None:
         """Free the memory of a component; it is loaded again when it is next used."""
@@ -65,20 +94,29 @@ class Components:
         if engine is not None:
             engine.close()
 
+    def release(self, name: str) -> None:
+        """Say that a component is not needed for a while: with low memory, it is freed."""
+        if self._low_memory:
+            self.unload(name)
+
     def run(self, name: str, timings: Timings, sources: dict[str, Array]) -> Array:
-        """Run a component and return its first output, as the graph made it.
+        """Run a component and return its first output; see `run_all`."""
+        outputs = self.run_all(name, timings, sources)
+        return outputs[next(iter(self._bundle.manifest.components[name].outputs))]
+
+    def run_all(self, name: str, timings: Timings, sources: dict[str, Array]) -> dict[str, Array]:
+        """Run a component and return its outputs by name, as the graph made them.
 
         Args:
             name: The component.
             timings: Where the time is added, under `seconds_` and the part's name.
-            sources: A value for each source that the manifest may name. A timestep is one number;
-                it is repeated to the length that the graph wants.
+            sources: A value for each source that the manifest may name. Single numbers are
+                given the one axis that the graph wants.
         """
         engine = self.load(name, timings)
-        part = "denoiser" if name in DENOISERS else name
-        with timings.measure(f"seconds_{part}"):
-            outputs = engine.run(self._make_feeds(name, sources))
-        return outputs[next(iter(self._bundle.manifest.components[name].outputs))]
+        part = f"seconds_{'denoiser' if name in DENOISERS else name}"
+        with timings.measure(part if part in TIMED_PARTS else "seconds_other"):
+            return dict(engine.run(self._make_feeds(name, sources)))
 
     def _make_feeds(self, name: str, sources: dict[str, Array]) -> dict[str, Array]:
         feeds: dict[str, Array] = {}

@@ -29,9 +29,13 @@ COMMANDS = {
         "mutoscope.export.commands.export:export",
         "Make a bundle from a checkpoint (needs mutoscope[export]).",
     ),
+    "decode": (
+        "mutoscope.runtime.commands.decode:decode",
+        "Make a video of saved latents.",
+    ),
     "generate": (
         "mutoscope.runtime.commands.generate:generate",
-        "Make a video from a prompt.",
+        "Make a video from a prompt, an image or both.",
     ),
     "inspect": (
         "mutoscope.runtime.commands.inspect:inspect",

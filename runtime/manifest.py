@@ -11,15 +11,30 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from mutoscope.runtime.decoding_records import DecoderRecord
 from mutoscope.runtime.errors import BundleError, ParameterError
+from mutoscope.runtime.image_records import ImageRecord
 from mutoscope.runtime.json_records import read_record, write_record
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 
-# Where the value of a graph input comes from. The runtime feeds inputs by source, not by name, so
-# that a family may call its inputs what it likes and need only some of them.
-SOURCES = ("input_ids", "latents", "timestep", "prompt_embeds")
+# Where the value of a graph input comes from, beside the tokenizers, images and conditions of the
+# manifest and the outputs of earlier components. The runtime feeds inputs by source, not by name,
+# so that a family may call its inputs what it likes and need only some of them.
+LATENTS, TIMESTEP, NOISE = "latents", "timestep", "noise"
+SIZES = ("num_frames", "height", "width", "frame_rate")
+# What a text encoder makes of a prompt; the caller may give it in its place.
+PROMPT_EMBEDS = ("prompt_embeds", "pooled_prompt_embeds")
+SOURCES = (LATENTS, TIMESTEP, NOISE, *SIZES, *PROMPT_EMBEDS)
+
+# A bundle has one of them.
+DENOISERS = ("unet", "transformer")
+VAE_DECODER = "vae_decoder"
+PREVIEW_DECODER = "preview_decoder"
+DECODERS = (VAE_DECODER, PREVIEW_DECODER)
+
+ZEROS = "zeros"
 
 
 @dataclass(frozen=True)
@@ -32,21 +47,30 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One input or output of a graph; a string in `shape` names an axis that may vary."""
+    """One input or output of a graph; a string in `shape` names an axis that may vary.
+
+    Attributes:
+        source: Where an input's value comes from.
+        unconditional: What an input of the denoiser gets in the unconditional pass of guidance:
+            "zeros", or None for what the negative prompt gives (the same value, where the source
+            does not depend on a prompt).
+    """
 
     dtype: str
     shape: tuple[int | str, ...]
     source: str | None = None
+    unconditional: str | None = None
 
 
 @dataclass(frozen=True)
 class ParityRecord:
-    """How close a component came to the checkpoint at one set of input shapes."""
+    """How close an output of a component came to the checkpoint at one set of input shapes."""
 
     shapes: dict[str, tuple[int, ...]]
     psnr_db: float
     max_abs_error: float
     cosine_similarity: float
+    output: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +78,7 @@ class ComponentRecord:
     """One exported component.
 
     `variants` maps a name ("float32", later "float16", "int8") to the path of its graph;
-    `default_variant` is the one that is run when none is asked for.
+    `default_variant` is the one that is run when none is asked for. A decoder says what it costs.
     """
 
     variants: dict[str, str]
@@ -62,6 +86,7 @@ class ComponentRecord:
     inputs: dict[str, TensorRecord]
     outputs: dict[str, TensorRecord]
     parity: tuple[ParityRecord, ...] = ()
+    decoder: DecoderRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +100,18 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class LatentsRecord:
-    """The shape of the latents that belong to a clip."""
+    """The shape of the latents that belong to a clip, and the order of their noise.
+
+    Attributes:
+        start_noise_frames_first: The start noise is drawn as [B, F, C, H, W] and then transposed.
+        step_noise_frames_first: The same, for the noise of the steps.
+    """
 
     channels: int
     vae_scale_factor_spatial: int
     vae_scale_factor_temporal: int = 1
+    start_noise_frames_first: bool = False
+    step_noise_frames_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +144,24 @@ class LimitRecord:
 
 
 @dataclass(frozen=True)
+class ConditionRecord:
+    """A number that the denoiser takes and the user may set; its name is a source."""
+
+    default: float
+    minimum: float
+    maximum: float
+    description: str = ""
+
+    def check(self, name: str, value: float) -> None:
+        """Raise `ParameterError` with the range, if `value` is outside."""
+        if not self.minimum <= value <= self.maximum:
+            raise ParameterError(
+                f"{name} is {value:g}; this bundle takes {self.minimum:g} to {self.maximum:g}: "
+                f"use {self.default:g}"
+            )
+
+
+@dataclass(frozen=True)
 class LimitsRecord:
     """What `height`, `width` (pixels) and `num_frames` may be."""
 
@@ -122,7 +172,12 @@ class LimitsRecord:
 
 @dataclass(frozen=True)
 class DefaultsRecord:
-    """What a generation uses where the caller says nothing."""
+    """What a generation uses where the caller says nothing.
+
+    Attributes:
+        min_guidance_scale: If there is one, guidance rises evenly over the frames of a clip, from
+            this to guidance_scale.
+    """
 
     scheduler: str
     num_inference_steps: int
@@ -132,6 +187,7 @@ class DefaultsRecord:
     num_frames: int
     frame_rate: float
     negative_prompt: str = ""
+    min_guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,22 +195,33 @@ class Manifest:
     """All that a bundle says of itself.
 
     Attributes:
+        components: In the order in which they run: what encodes the conditions, then the denoiser,
+            then the decoders.
+        tokenizers: By the source that their ids are; none if the bundle takes no prompt.
         schedules: For each scheduler, by the short name that people type ("ddim"), the path of the
             table for each number of steps.
         guidance: Whether the denoiser follows classifier-free guidance (a second pass with the
             negative prompt).
+        images: How the user's image is prepared, by the source that it becomes; none if the bundle
+            takes no image.
+        conditions: The numbers that the user may set, by name.
+        force_zeros_for_empty_prompt: Without a negative prompt, the unconditional pass gets zeros
+            in place of the encoding of an empty text.
     """
 
     name: str
     family: str
     components: dict[str, ComponentRecord]
-    tokenizer: TokenizerRecord
+    tokenizers: dict[str, TokenizerRecord]
     latents: LatentsRecord
     limits: LimitsRecord
     defaults: DefaultsRecord
     schedules: dict[str, dict[str, str]]
     files: dict[str, FileRecord]
     guidance: bool = True
+    images: dict[str, ImageRecord] = field(default_factory=dict)
+    conditions: dict[str, ConditionRecord] = field(default_factory=dict)
+    force_zeros_for_empty_prompt: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -211,13 +278,7 @@ class Manifest:
                     f"{MANIFEST_NAME}: components: {name} has no variant "
                     f"{component.default_variant!r}"
                 )
-            for input_name, tensor in component.inputs.items():
-                if tensor.source not in SOURCES:
-                    raise BundleError(
-                        f"{MANIFEST_NAME}: {name} takes {input_name} from {tensor.source!r}, which "
-                        f"this mutoscope does not know (known: {', '.join(SOURCES)}): "
-                        "pip install --upgrade mutoscope"
-                    )
+        self._check_sources()
         for scheduler, tables in self.schedules.items():
             for count in tables:
                 if not (count.isascii() and count.isdigit() and int(count) > 0):
@@ -230,10 +291,33 @@ class Manifest:
                 f"{MANIFEST_NAME}: defaults: scheduler {self.defaults.scheduler!r} has no schedules"
             )
 
+    def _check_sources(self) -> None:
+        """Every input has a source that is known when its component runs."""
+        known = [*SOURCES, *self.tokenizers, *self.images, *self.conditions]
+        for name, component in self.components.items():
+            for input_name, tensor in component.inputs.items():
+                if tensor.source not in known:
+                    raise BundleError(
+                        f"{MANIFEST_NAME}: {name} takes {input_name} from {tensor.source!r}, which "
+                        f"this mutoscope does not know (known: {', '.join(known)}): "
+                        "pip install --upgrade mutoscope"
+                    )
+                if tensor.unconditional not in (None, ZEROS):
+                    raise BundleError(
+                        f"{MANIFEST_NAME}: {name}: {input_name}: unconditional is "
+                        f"{tensor.unconditional!r}, which this mutoscope does not know (known: "
+                        f"{ZEROS}): pip install --upgrade mutoscope"
+                    )
+            if name not in (*DENOISERS, *DECODERS):
+                known += component.outputs
+
     def _referenced_paths(self) -> list[str]:
-        paths = [self.tokenizer.file]
+        paths = [tokenizer.file for tokenizer in self.tokenizers.values()]
         for component in self.components.values():
             paths.extend(component.variants.values())
+            if component.decoder is not None and component.decoder.tiles is not None:
+                tiles = component.decoder.tiles
+                paths += [tiles.head, *(stage.graph for stage in tiles.stages)]
         for tables in self.schedules.values():
             paths.extend(tables.values())
         return paths

@@ -1,24 +1,37 @@
-"""From a prompt to a video, with the components of a bundle."""
+"""From a prompt or an image to a video, with the components of a bundle."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mutoscope.engines.engine import Array
-from mutoscope.engines.onnxruntime_engine import DEFAULT_EXECUTION_PROVIDER, find_execution_provider
+from mutoscope.engines.onnxruntime_engine import (
+    DEFAULT_EXECUTION_PROVIDER,
+    MEMORY_MODES,
+    Memory,
+    find_execution_provider,
+)
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.components import TEXT_ENCODER, VAE_DECODER, Components
-from mutoscope.runtime.errors import EngineError, ParameterError
+from mutoscope.runtime.components import Components
+from mutoscope.runtime.conditioning import ConditionEncoder, PromptInput, Values, check_array
+from mutoscope.runtime.decoder import decode_latents, make_decode_plan
+from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.manifest import LATENTS, PREVIEW_DECODER, TIMESTEP
 from mutoscope.runtime.noise import NoiseGenerator
+from mutoscope.runtime.preview import OnPreview, check_preview, make_preview_step
 from mutoscope.runtime.sampler import F32, OnStep, Predict, denoise
 from mutoscope.runtime.settings import Settings, make_settings
 from mutoscope.runtime.timings import Timings
-from mutoscope.runtime.tokenizer import TextTokenizer
 from mutoscope.runtime.video import Video
+
+if TYPE_CHECKING:
+    from mutoscope.runtime.images import ImageInput
 
 
 class VideoPipeline:
@@ -37,16 +50,23 @@ class VideoPipeline:
         *,
         execution_provider: str = DEFAULT_EXECUTION_PROVIDER,
         num_threads: int | None = None,
-        low_memory: bool = False,
+        memory: Memory = "normal",
+        memory_limit_bytes: int | None = None,
     ) -> None:
         """Make a pipeline from an opened bundle; see `open` for the arguments."""
         find_execution_provider(execution_provider)
         if num_threads is not None and num_threads < 1:
             raise ParameterError(f"num_threads is {num_threads}; it must be at least 1: use 1")
+        if memory not in MEMORY_MODES:
+            raise ParameterError(
+                f"memory is {memory!r}; it must be one of {', '.join(MEMORY_MODES)}: use normal"
+            )
         self.bundle = bundle
-        self._components = Components(bundle, execution_provider, num_threads)
-        self._low_memory = low_memory
-        self._tokenizer: TextTokenizer | None = None
+        self._components = Components(
+            bundle, execution_provider, num_threads, low_memory=memory == "low"
+        )
+        self._conditions = ConditionEncoder(bundle, self._components)
+        self._memory_limit_bytes = memory_limit_bytes
 
     @classmethod
     def open(
@@ -55,7 +75,8 @@ class VideoPipeline:
         *,
         execution_provider: str = DEFAULT_EXECUTION_PROVIDER,
         num_threads: int | None = None,
-        low_memory: bool = False,
+        memory: Memory = "normal",
+        memory_limit_bytes: int | None = None,
     ) -> VideoPipeline:
         """Open the bundle in a folder.
 
@@ -64,19 +85,22 @@ class VideoPipeline:
             execution_provider: What onnxruntime runs the graphs on: "cpu", "cuda", "tensorrt" and
                 others, as `mutoscope generate --help` lists them.
             num_threads: Threads for one operator on the CPU; None takes one for each core.
-            low_memory: Free each component right after its part of a generation, and load it again
-                for the next.
+            memory: "low" keeps one component in memory at a time, and its weights in the file
+                where the operating system can drop them; each generation loads again.
+            memory_limit_bytes: What the process may use while it decodes; None for no limit. A
+                frame that does not fit is decoded in tiles: the same within 1 of 255, slower.
 
         Raises:
             BundleError: There is no bundle that this version can read.
             ExecutionProviderError: The execution provider is not available.
-            ParameterError: num_threads is below 1.
+            ParameterError: num_threads is below 1, or memory is unknown.
         """
         return cls(
             Bundle.default() if path is None else Bundle.open(path),
             execution_provider=execution_provider,
             num_threads=num_threads,
-            low_memory=low_memory,
+            memory=memory,
+            memory_limit_bytes=memory_limit_bytes,
         )
 
     def __enter__(self) -> VideoPipeline:
@@ -106,40 +130,54 @@ class VideoPipeline:
         self,
         prompt: str | None = None,
         *,
+        image: ImageInput | None = None,
         negative_prompt: str | None = None,
-        prompt_embeds: F32 | None = None,
-        negative_prompt_embeds: F32 | None = None,
+        prompt_embeds: F32 | Mapping[str, F32] | None = None,
+        negative_prompt_embeds: F32 | Mapping[str, F32] | None = None,
         latents: F32 | None = None,
         seed: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        min_guidance_scale: float | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         frame_rate: float | None = None,
+        conditions: Mapping[str, float] | None = None,
         scheduler: str | None = None,
         on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
     ) -> Video:
-        """Return a video for a prompt. Whatever is None is taken from the bundle's defaults.
+        """Return a video of a prompt, an image or both, as the bundle takes them.
 
-        All arguments are checked before any work starts.
+        Whatever is None is taken from the bundle's defaults. All arguments are checked before any
+        work starts.
 
         Args:
             prompt: The text; an empty one is allowed.
+            image: The picture that an image-to-video bundle starts from: a path, a PIL image, or
+                uint8 [H, W, 3] RGB.
             negative_prompt: What to guide away from. Only with a guidance_scale above 1.
-            prompt_embeds: The output of the text encoder, float32 [1, S, D], in place of prompt.
+            prompt_embeds: What the text encoder would make of the prompt, in place of it: float32
+                [1, S, D], or a mapping of its outputs by name if it has several.
             negative_prompt_embeds: The same, in place of negative_prompt.
             latents: Start noise, float32 [1, C, F, H, W], standard normal (the schedule table
                 scales it), in place of the one that the seed gives. It sets the size of the clip.
             seed: From 0 to 2^64 - 1. None draws one; `video.seed` has it.
             num_inference_steps: A number of steps that the bundle has a table for.
             guidance_scale: Weight of the prompt, at least 1; 1 is off and takes half the time.
+            min_guidance_scale: Guidance of the first frame, at least 1; from there it rises evenly
+                to guidance_scale at the last.
             num_frames: Frames; 1 makes an image.
             height: Pixels.
             width: Pixels.
-            frame_rate: Frames per second of the video; the model does not see it.
+            frame_rate: Frames per second of the video; some denoisers are told.
+            conditions: Numbers that the bundle's denoiser takes, by name, such as
+                {"motion_bucket_id": 127}.
             scheduler: A scheduler of the bundle, by class name or short name ("euler-ancestral").
             on_step: Called after each step with a `StepInfo`; returns False to cancel.
+            on_preview: Called after each step with a `PreviewInfo`, the frames as the model takes
+                them to be; for a bundle with a preview decoder.
 
         Raises:
             BundleError: A file of the bundle is damaged.
@@ -147,13 +185,13 @@ class VideoPipeline:
             EngineError: A graph cannot be loaded or run.
             ParameterError: An argument is not allowed; the message names a value that is.
 
-        Source: equals diffusers.AnimateDiffPipeline with the generator
+        Source: equals the checkpoint's pipeline in diffusers with the generator
         torch.Generator("cpu").manual_seed(seed) (tests/runtime/test_diffusers_parity.py).
         """
         timings = Timings()
         with timings.measure("seconds_total"):
             if latents is not None:
-                _check_array("latents", latents, ("1", "C", "F", "H", "W"))
+                check_array("latents", latents, ("1", "C", "F", "H", "W"))
             settings = make_settings(
                 self.bundle,
                 latents_shape=None if latents is None else latents.shape,
@@ -161,162 +199,180 @@ class VideoPipeline:
                 scheduler=scheduler,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
+                min_guidance_scale=min_guidance_scale,
                 height=height,
                 width=width,
                 num_frames=num_frames,
                 frame_rate=frame_rate,
+                conditions=conditions,
             )
-            self._check_texts(prompt, prompt_embeds, "prompt", required=True)
-            if settings.uses_guidance:
-                self._check_texts(negative_prompt, negative_prompt_embeds, "negative_prompt")
-                if negative_prompt is None and negative_prompt_embeds is None:
-                    negative_prompt = self.bundle.manifest.defaults.negative_prompt
-            elif negative_prompt or negative_prompt_embeds is not None:
-                raise ParameterError(
-                    f"negative_prompt has no effect at guidance_scale {settings.guidance_scale:g}: "
-                    "leave it out, or use a guidance_scale above 1"
-                )
-            conditions = [(prompt, prompt_embeds, "prompt")]
-            if settings.uses_guidance:
-                conditions.append((negative_prompt, negative_prompt_embeds, "negative_prompt"))
-            embeds = self._encode(conditions, timings)
-            clean = self._denoise(settings, latents, embeds, timings, on_step)
-            frames = self._decode(clean, timings)
+            prompts = self._make_prompts(
+                settings, prompt, prompt_embeds, negative_prompt, negative_prompt_embeds
+            )
+            values = self._make_values(settings, image)
+            plan = make_decode_plan(self.bundle, settings.latents_shape, self._memory_limit_bytes)
+            if on_preview is not None:
+                on_step = self._make_preview_step(settings, timings, on_preview, on_step)
+            # One stream, as in diffusers: the noise of the encoders, of the start, of the steps.
+            generator = NoiseGenerator(settings.seed)
+            passes = self._conditions.encode(prompts, values, generator, timings)
+            clean = self._denoise(settings, latents, passes, generator, timings, on_step)
+            frames = decode_latents(self._components, clean, plan, timings)
         return Video(
             frames=frames,
+            latents=clean,
             frame_rate=settings.frame_rate,
             prompt=prompt,
-            negative_prompt=negative_prompt if settings.uses_guidance else None,
+            negative_prompt=prompts[1].text if len(prompts) == 2 else None,
             settings=settings,
             timings=timings,
         )
 
-    def _check_texts(
-        self, text: str | None, embeds: F32 | None, name: str, *, required: bool = False
-    ) -> None:
-        """Raise `ParameterError` unless there is a text or its embeddings, as needed."""
-        if text is not None and embeds is not None:
-            raise ParameterError(f"{name} and {name}_embeds are both given: leave one out")
-        if required and text is None and embeds is None:
-            raise ParameterError(f"{name} is missing: give {name} or {name}_embeds")
-        if embeds is not None:
-            shape = self._prompt_embeds_shape()
-            _check_array(f"{name}_embeds", embeds, ("1", "S", shape))
-        elif text is not None and not isinstance(text, str):
-            raise ParameterError(f"{name} is a {type(text).__name__}; it must be a string")
+    def _make_prompts(
+        self,
+        settings: Settings,
+        prompt: str | None,
+        prompt_embeds: F32 | Mapping[str, F32] | None,
+        negative_prompt: str | None,
+        negative_prompt_embeds: F32 | Mapping[str, F32] | None,
+    ) -> list[PromptInput]:
+        """The prompt and, with guidance, the negative prompt; raises `ParameterError`."""
+        encoder, manifest = self._conditions, self.bundle.manifest
+        prompts = [encoder.make_prompt("prompt", prompt, prompt_embeds)]
+        if encoder.takes_prompt and prompt is None and prompt_embeds is None:
+            raise ParameterError("prompt is missing: give prompt or prompt_embeds")
+        if settings.uses_guidance:
+            has_none = negative_prompt is None and negative_prompt_embeds is None
+            if has_none and encoder.takes_prompt and not manifest.force_zeros_for_empty_prompt:
+                negative_prompt = manifest.defaults.negative_prompt
+            prompts.append(
+                encoder.make_prompt("negative_prompt", negative_prompt, negative_prompt_embeds)
+            )
+        elif negative_prompt or negative_prompt_embeds is not None:
+            raise ParameterError(
+                f"negative_prompt has no effect at guidance_scale {settings.guidance_scale:g}: "
+                "leave it out, or use a guidance_scale above 1"
+            )
+        return prompts
 
-    def _prompt_embeds_shape(self) -> str:
-        """The feature length that the denoiser takes, as text; "D" if it does not say."""
-        denoiser = self.bundle.find_component(self._components.denoiser)
-        for record in denoiser.inputs.values():
-            if record.source == "prompt_embeds":
-                return str(record.shape[-1])
-        return "D"
+    def _make_values(self, settings: Settings, image: ImageInput | None) -> Values:
+        """What is known before any component runs, by source; raises `ParameterError`."""
+        sizes = {
+            "num_frames": settings.num_frames,
+            "height": settings.height,
+            "width": settings.width,
+            "frame_rate": settings.frame_rate,
+        }
+        values: Values = {
+            name: np.asarray(number, dtype=np.float64)
+            for name, number in {**sizes, **settings.conditions}.items()
+        }
+        records = self.bundle.manifest.images
+        if image is not None and not records:
+            raise ParameterError(
+                "image is given, but this bundle makes a video of a prompt alone: leave it out"
+            )
+        if image is None and records:
+            raise ParameterError(
+                "image is missing: this bundle makes a video of an image, give the path of one"
+            )
+        if image is not None:
+            from mutoscope.runtime.images import load_image, prepare_image
 
-    def _encode(
-        self, conditions: list[tuple[str | None, F32 | None, str]], timings: Timings
-    ) -> list[F32]:
-        """The embeddings of each condition: given, or from the text encoder."""
-        ids = [
-            None if text is None else self._load_tokenizer(timings).encode(name, text)
-            for text, _, name in conditions
-        ]
-        results: list[F32] = []
-        for (_, embeds, _), token_ids in zip(conditions, ids, strict=True):
-            if embeds is None:
-                assert token_ids is not None
-                sources = {"input_ids": token_ids}
-                embeds = self._components.run(TEXT_ENCODER, timings, sources)
-            results.append(embeds)
-        if self._low_memory:
-            self._components.unload(TEXT_ENCODER)
-        return results
+            picture = load_image(image)
+            for source, record in records.items():
+                values[source] = prepare_image(
+                    picture, record, height=settings.height, width=settings.width
+                )
+        return values
 
     def _denoise(
         self,
         settings: Settings,
         latents: F32 | None,
-        embeds: list[F32],
+        passes: list[Values],
+        generator: NoiseGenerator,
         timings: Timings,
         on_step: OnStep | None,
     ) -> F32:
         """Clean latents, float32 [1, C, F, H, W]."""
-        name = self._components.denoiser
+        name, record = self._components.denoiser, self.bundle.manifest.latents
         with timings.measure("seconds_load"):
             table = self.bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
         self._components.load(name, timings)
-        spent = timings.seconds_denoiser
+        spent = _sum_inner_seconds(timings)
+        shape = settings.latents_shape
         with timings.measure("seconds_sampler"):
-            # One stream, as in diffusers: first the start noise, then that of the steps.
-            generator = NoiseGenerator(settings.seed)
-            start = generator.normal(settings.latents_shape) if latents is None else latents
+            if latents is None:
+                latents = _draw_noise(generator, shape, record.start_noise_frames_first)
             clean = denoise(
-                start,
+                latents,
                 table,
-                self._make_predict(name, embeds, settings.guidance_scale, timings),
-                noise=lambda step_index: generator.normal(start.shape),
+                self._make_predict(name, passes, settings.frame_guidance, timings),
+                noise=lambda step_index: _draw_noise(
+                    generator, shape, record.step_noise_frames_first
+                ),
                 on_step=on_step,
             )
-        timings.seconds_sampler -= timings.seconds_denoiser - spent
-        if self._low_memory:
-            self._components.unload(name)
+        timings.seconds_sampler -= _sum_inner_seconds(timings) - spent
+        self._components.release(name)
         return clean
 
     def _make_predict(
-        self, name: str, embeds: list[F32], guidance_scale: float, timings: Timings
+        self, name: str, passes: list[Values], guidance: NDArray[np.float32], timings: Timings
     ) -> Predict:
         """The denoiser with its conditions: one pass, or two that are combined by guidance."""
+        wanted = {record.source for record in self.bundle.find_component(name).inputs.values()}
+        fixed = [
+            {source: value for source, value in values.items() if source in wanted}
+            for values in passes
+        ]
 
-        def run(sample: F32, timestep: float, prompt_embeds: F32) -> F32:
+        def run(sample: F32, timestep: float, values: Values) -> F32:
             sources: dict[str, Array] = {
-                "latents": sample,
-                "timestep": np.asarray(timestep, dtype=np.float64),
-                "prompt_embeds": prompt_embeds,
+                **values,
+                LATENTS: sample,
+                TIMESTEP: np.asarray(timestep, dtype=np.float64),
             }
             return self._components.run(name, timings, sources).astype(np.float32, copy=False)
 
         def predict(sample: F32, timestep: float) -> F32:
             # Two passes, not one batch of two: on a CPU as fast, with half the memory.
-            model_output = run(sample, timestep, embeds[0])
-            if len(embeds) == 2:
-                unconditional = run(sample, timestep, embeds[1])
+            model_output = run(sample, timestep, fixed[0])
+            if len(fixed) == 2:
+                unconditional = run(sample, timestep, fixed[1])
                 model_output -= unconditional
-                model_output *= np.float32(guidance_scale)
+                model_output *= guidance
                 model_output += unconditional
             return model_output
 
         return predict
 
-    def _decode(self, latents: F32, timings: Timings) -> NDArray[np.uint8]:
-        """The frames, uint8 [F, H, W, 3]."""
-        frames = self._components.run(VAE_DECODER, timings, {"latents": latents})
-        if self._low_memory:
-            self._components.unload(VAE_DECODER)
-        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[0] != 1:
-            raise EngineError(
-                f"vae_decoder returned {frames.dtype}{list(frames.shape)}; a bundle's decoder "
-                "returns uint8 [1, F, H, W, 3]: export again"
-            )
-        return np.asarray(frames[0], dtype=np.uint8)
+    def _make_preview_step(
+        self, settings: Settings, timings: Timings, on_preview: OnPreview, on_step: OnStep | None
+    ) -> OnStep:
+        """What on_step becomes where previews are wanted; raises if there can be none."""
+        table = self.bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
+        check_preview(self.bundle.manifest.components, table)
+        plan = make_decode_plan(self.bundle, settings.latents_shape, name=PREVIEW_DECODER)
 
-    def _load_tokenizer(self, timings: Timings) -> TextTokenizer:
-        if self._tokenizer is None:
-            with timings.measure("seconds_load"):
-                record = self.bundle.manifest.tokenizer
-                self._tokenizer = TextTokenizer(self.bundle.load_file(record.file), record)
-        return self._tokenizer
+        def decode(latents: F32) -> NDArray[np.uint8]:
+            return decode_latents(self._components, latents, plan, timings, name=PREVIEW_DECODER)
+
+        return make_preview_step(decode, on_preview, on_step)
 
 
-def _check_array(name: str, array: F32, shape: tuple[str, ...]) -> None:
-    """Raise `ParameterError` unless an array is float32, finite and of this shape."""
-    rule = f"float32 [{', '.join(shape)}]"
-    if not isinstance(array, np.ndarray):
-        raise ParameterError(f"{name} is a {type(array).__name__}; it must be a numpy {rule}")
-    fits = array.ndim == len(shape) and all(
-        not wanted.isdigit() or int(wanted) == length
-        for wanted, length in zip(shape, array.shape, strict=True)
-    )
-    if array.dtype != np.float32 or not fits:
-        raise ParameterError(f"{name} is {array.dtype}{list(array.shape)}; it must be {rule}")
-    if not np.isfinite(array).all():
-        raise ParameterError(f"{name} has values that are not finite")
+def _sum_inner_seconds(timings: Timings) -> float:
+    """What parts of their own measure inside the loop of the sampler."""
+    return timings.seconds_load + timings.seconds_denoiser + timings.seconds_preview_decoder
+
+
+def _draw_noise(
+    generator: NoiseGenerator, shape: tuple[int, int, int, int, int], frames_first: bool
+) -> F32:
+    """Standard normal noise, float32 [B, C, F, H, W], in the order in which diffusers draws it."""
+    if not frames_first:
+        return generator.normal(shape)
+    batch, channels, num_frames, height, width = shape
+    drawn = generator.normal((batch, num_frames, channels, height, width))
+    return np.ascontiguousarray(drawn.transpose(0, 2, 1, 3, 4))

@@ -7,7 +7,8 @@ It knows neither schedulers nor models. `predict` is the denoiser with everythin
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +22,33 @@ F32: TypeAlias = NDArray[np.float32]
 # 128 KiB of float32: the blocks that a row touches stay in the second-level cache. A quarter of the
 # time of whole arrays was saved at [1, 4, 16, 64, 64], and it hardly matters within 64 to 256 KiB.
 BLOCK_ELEMENTS = 32768
+
+
+class _Estimate:
+    """The estimate of a row, computed if somebody asks while the row's arrays are there."""
+
+    def __init__(self, pair: tuple[float, float] | None, latents: F32, model_output: F32) -> None:
+        self._pair = pair
+        self._sources: tuple[F32, F32] | None = (latents, model_output)
+
+    def compute(self, shape: tuple[int, ...]) -> F32 | None:
+        """A new array; None if the row has no coefficients for it."""
+        if self._pair is None:
+            return None
+        if self._sources is None:
+            raise ParameterError(
+                "denoised was asked for after on_step had returned, when its row was gone: read "
+                "info.denoised inside on_step"
+            )
+        latents, model_output = self._sources
+        result = np.multiply(latents, np.float32(self._pair[0]))
+        result += np.multiply(model_output, np.float32(self._pair[1]))
+        result.flags.writeable = False
+        return result.reshape(shape)
+
+    def close(self) -> None:
+        """Forget the arrays, which the next row overwrites."""
+        self._sources = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +66,20 @@ class StepInfo:
     num_steps: int
     timestep: float
     latents: F32
+    _estimate: _Estimate | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def denoised(self) -> F32 | None:
+        """What the model took the clean latents to be in this row, float32, shaped as latents.
+
+        An array of its own that may be kept, read-only. It is computed when it is first read,
+        which must be before on_step returns, and costs nothing otherwise. None if the row of the
+        schedule table has no coefficients for it.
+
+        Raises:
+            ParameterError: It is first read after on_step returned.
+        """
+        return None if self._estimate is None else self._estimate.compute(self.latents.shape)
 
 
 Predict: TypeAlias = Callable[[F32, float], F32]
@@ -60,8 +102,8 @@ def denoise(
             changed.
         table: The schedule table.
         predict: Called as predict(sample, timestep) once for each row; returns the model output,
-            float32 and shaped like the latents. `sample` is a buffer that the next row overwrites;
-            predict may write to it.
+            float32 and shaped like the latents. `sample` is a buffer that is overwritten once
+            predict has returned; predict may write to it.
         noise: Called as noise(step_index); returns standard normal noise, float32 and shaped like
             the latents. It is called after predict, as often as the row says, so that the random
             stream runs as in diffusers. Only tables with draws_noise need it.
@@ -79,39 +121,57 @@ def denoise(
     diffusers that the table was traced from (tests/export/test_schedule_parity.py).
     """
     _check_array("latents", latents, np.shape(latents))
-    if table.draws_noise and noise is None:
-        raise ParameterError(
-            f"noise is None; {table.scheduler} draws noise in its steps: pass "
-            "noise=lambda step_index: generator.normal(latents.shape)"
-        )
+    if noise is None:
+        _check_draws_none(table)
     registers = np.zeros((table.num_registers, latents.size), dtype=np.float32)
     np.multiply(latents.reshape(-1), np.float32(table.init_noise_sigma), out=registers[0])
+    # Holds the sample and then, so that on_step can have an estimate from the old, new latents.
+    spare = np.empty_like(registers[0])
     scratch = np.empty(min(BLOCK_ELEMENTS, latents.size), dtype=np.float32)
-    sample = np.empty_like(registers[0])
-    current = registers[0].reshape(latents.shape)
-    shown = current.view()
-    shown.flags.writeable = False
     sources: dict[Source, F32] = dict(enumerate(registers))
 
     for step_index, row in enumerate(table.rows):
-        np.multiply(registers[0], np.float32(row.input_scale), out=sample)
-        model_output = predict(sample.reshape(latents.shape), row.timestep)
-        sources[MODEL_OUTPUT] = _check_array("model_output", model_output, latents.shape)
+        before = sources[0]
+        np.multiply(before, np.float32(row.input_scale), out=spare)
+        model_output = predict(spare.reshape(latents.shape), row.timestep)
+        output = _check_array("model_output", model_output, latents.shape)
+        # A model output that lies in the sample would be overwritten while it is read.
+        sources[MODEL_OUTPUT] = output.copy() if np.may_share_memory(output, spare) else output
         if noise is not None:
             for _ in range(row.noise_draws):
                 sources[NOISE] = _check_array("noise", noise(step_index), latents.shape)
+        keeps_before = on_step is not None and row.denoised is not None
         for update in row.updates:
-            _run_update(update, sources, scratch)
+            if keeps_before and update.into == 0 and sources[0] is before:
+                _run_update(update, sources, spare, scratch)
+                sources[0], spare = spare, before
+            else:
+                _run_update(update, sources, sources[update.into], scratch)
         if on_step is not None:
-            info = StepInfo(step_index, len(table.rows), row.timestep, shown)
-            if on_step(info) is False:
-                raise CancelledError(f"cancelled after step {step_index + 1} of {len(table.rows)}")
-    return np.array(current)
+            estimate = _Estimate(row.denoised, before, sources[MODEL_OUTPUT])
+            shown = sources[0].reshape(latents.shape)
+            _report_step(on_step, table, step_index, shown, estimate)
+    return np.array(sources[0].reshape(latents.shape))
 
 
-def _run_update(update: ScheduleUpdate, sources: dict[Source, F32], scratch: F32) -> None:
-    """Assign one register, block by block; the target may be among the sources."""
-    target = sources[update.into]
+def _report_step(
+    on_step: OnStep, table: ScheduleTable, step_index: int, latents: F32, estimate: _Estimate
+) -> None:
+    """Call on_step after a row; raises `CancelledError` if it says so."""
+    latents.flags.writeable = False
+    num_steps = len(table.rows)
+    go_on = on_step(
+        StepInfo(step_index, num_steps, table.rows[step_index].timestep, latents, estimate)
+    )
+    estimate.close()
+    if go_on is False:
+        raise CancelledError(f"cancelled after step {step_index + 1} of {num_steps}")
+
+
+def _run_update(
+    update: ScheduleUpdate, sources: dict[Source, F32], target: F32, scratch: F32
+) -> None:
+    """Write the value of one register, block by block; the target may be among the sources."""
     if not update.terms:
         target.fill(0)
         return
@@ -126,6 +186,15 @@ def _run_update(update: ScheduleUpdate, sources: dict[Source, F32], scratch: F32
         for operand, coefficient in others:
             np.multiply(operand[part], coefficient, out=product)
             np.add(block, product, out=block)
+
+
+def _check_draws_none(table: ScheduleTable) -> None:
+    """Raise `ParameterError` if a table needs noise."""
+    if table.draws_noise:
+        raise ParameterError(
+            f"noise is None; {table.scheduler} draws noise in its steps: pass "
+            "noise=lambda step_index: generator.normal(latents.shape)"
+        )
 
 
 def _check_array(name: str, array: F32, shape: tuple[int, ...]) -> F32:

@@ -8,6 +8,10 @@ zero. Each row is one denoiser call followed by a few linear updates:
     noise = the last of noise_draws standard normal draws
     for each update: register[into] = sum of coefficient * source
 
+and, where a row has `denoised`, one estimate for people to look at, on which nothing depends:
+
+    estimate = a * register[0] + b * model_output, with register[0] as it was before the updates
+
 A source is a register, "model_output" or "noise". Updates run in order, and each sees what the ones
 before it wrote. docs/schedule-tables.md describes the file format.
 """
@@ -59,12 +63,16 @@ class ScheduleRow:
         noise_draws: Standard normal draws of this row, 0 for most schedulers. Updates see the last
             one; the others are drawn too, since they move the random stream.
         updates: In the order in which they run.
+        denoised: (a, b): a times the latents before the updates plus b times the model output is
+            what the model takes the clean latents to be. None where the scheduler does not tell,
+            and in tables of older versions. The sampling itself does not use it.
     """
 
     timestep: float
     input_scale: float
     noise_draws: int
     updates: tuple[ScheduleUpdate, ...]
+    denoised: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,11 @@ class ScheduleTable:
     def draws_noise(self) -> bool:
         """Whether any row needs random numbers besides the start noise."""
         return any(row.noise_draws for row in self.rows)
+
+    @property
+    def has_denoised(self) -> bool:
+        """Whether any row has coefficients for an estimate of the clean latents."""
+        return any(row.denoised is not None for row in self.rows)
 
     @property
     def max_terms_per_row(self) -> int:
@@ -228,6 +241,8 @@ def _find_problems(row: ScheduleRow, num_registers: int) -> Iterator[str]:
     for name, value in (("timestep", row.timestep), ("input_scale", row.input_scale)):
         if not math.isfinite(value):
             yield f"{name} is {value}; it must be finite"
+    if row.denoised is not None and not all(map(math.isfinite, row.denoised)):
+        yield f"denoised is {row.denoised}; both numbers must be finite"
     if not 0 <= row.noise_draws <= MAX_NOISE_DRAWS:
         yield f"noise_draws is {row.noise_draws}; it must lie within 0 and {MAX_NOISE_DRAWS}"
     for update in row.updates:
@@ -248,10 +263,12 @@ def _find_problems(row: ScheduleRow, num_registers: int) -> Iterator[str]:
 
 
 def _row_to_json(row: ScheduleRow) -> dict[str, Any]:
+    denoised = {} if row.denoised is None else {"denoised": list(row.denoised)}
     return {
         "timestep": row.timestep,
         "input_scale": row.input_scale,
         "noise_draws": row.noise_draws,
+        **denoised,
         "updates": [
             {"into": update.into, "terms": [list(term) for term in update.terms]}
             for update in row.updates
@@ -268,6 +285,7 @@ def _row_from_json(reader: _Reader) -> ScheduleRow:
             ScheduleUpdate(update.whole("into", 0), tuple(update.terms("terms")))
             for update in reader.objects("updates", "update")
         ),
+        denoised=reader.optional_pair("denoised"),
     )
 
 
@@ -299,6 +317,14 @@ class _Reader:
         if not _is_finite_number(value):
             raise self._fail(key, value, "a finite number")
         return float(value)
+
+    def optional_pair(self, key: str) -> tuple[float, float] | None:
+        value = self.data.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_finite_number, value)):
+            raise self._fail(key, value, "two finite numbers")
+        return float(value[0]), float(value[1])
 
     def text(self, key: str) -> str:
         value = self._get(key)

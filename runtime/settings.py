@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import ParameterError
@@ -22,6 +25,9 @@ class Settings:
 
     Attributes:
         scheduler: Its name in the manifest.
+        min_guidance_scale: Guidance of the first frame, from which it rises evenly to
+            guidance_scale at the last; None if all frames have the same.
+        conditions: The numbers that the bundle's denoiser takes, by name.
         latents_shape: [1, C, F, H, W] of the latents.
     """
 
@@ -34,11 +40,21 @@ class Settings:
     num_frames: int
     frame_rate: float
     latents_shape: tuple[int, int, int, int, int]
+    min_guidance_scale: float | None = None
+    conditions: dict[str, float] = field(default_factory=dict)
 
     @property
     def uses_guidance(self) -> bool:
         """Whether each step needs a second pass of the denoiser, as in diffusers."""
-        return self.guidance_scale > 1
+        return bool(np.max(self.frame_guidance) > 1)
+
+    @property
+    def frame_guidance(self) -> NDArray[np.float32]:
+        """The guidance scale of each frame of the latents, float32 [1, 1, F, 1, 1]."""
+        num_frames = self.latents_shape[2]
+        first = self.guidance_scale if self.min_guidance_scale is None else self.min_guidance_scale
+        scales = np.linspace(first, self.guidance_scale, num_frames, dtype=np.float32)
+        return scales.reshape(1, 1, num_frames, 1, 1)
 
 
 def make_settings(
@@ -49,10 +65,12 @@ def make_settings(
     scheduler: str | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    min_guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,
     num_frames: int | None = None,
     frame_rate: float | None = None,
+    conditions: Mapping[str, float] | None = None,
 ) -> Settings:
     """Return the settings of a generation; what is None is taken from the bundle.
 
@@ -63,10 +81,13 @@ def make_settings(
         scheduler: A name that `Bundle.find_scheduler` knows.
         num_inference_steps: A number of steps that the bundle has a table for.
         guidance_scale: At least 1, which is off.
+        min_guidance_scale: Guidance of the first frame, at least 1.
         height: In pixels, within the bundle's limits.
         width: In pixels, within the bundle's limits.
         num_frames: Within the bundle's limits.
-        frame_rate: Frames per second that the video says of itself; the model does not see it.
+        frame_rate: Frames per second that the video says of itself, and that the denoiser is told
+            if it takes it.
+        conditions: Numbers that the bundle's denoiser takes, by name.
 
     Raises:
         ParameterError: A value is not allowed; the message names one that is.
@@ -92,6 +113,8 @@ def make_settings(
         scheduler=scheduler,
         num_inference_steps=num_inference_steps,
         guidance_scale=_check_guidance_scale(manifest, guidance_scale),
+        min_guidance_scale=_check_min_guidance_scale(manifest, min_guidance_scale),
+        conditions=_check_conditions(manifest, conditions or {}),
         height=height,
         width=width,
         num_frames=num_frames,
@@ -165,6 +188,37 @@ def _check_guidance_scale(manifest: Manifest, guidance_scale: float | None) -> f
             f"guidance_scale is {value:g}; this bundle's denoiser works without guidance: use 1"
         )
     return value
+
+
+def _check_min_guidance_scale(manifest: Manifest, min_guidance_scale: float | None) -> float | None:
+    if min_guidance_scale is None:
+        return manifest.defaults.min_guidance_scale
+    value = _check_number("min_guidance_scale", min_guidance_scale)
+    if value < 1:
+        raise ParameterError(
+            f"min_guidance_scale is {value:g}; it must be at least 1: use 1 for no guidance of the "
+            "first frame"
+        )
+    if value > 1 and not manifest.guidance:
+        raise ParameterError(
+            f"min_guidance_scale is {value:g}; this bundle's denoiser works without guidance: use 1"
+        )
+    return value
+
+
+def _check_conditions(manifest: Manifest, conditions: Mapping[str, float]) -> dict[str, float]:
+    for name in conditions:
+        if name not in manifest.conditions:
+            known = ", ".join(manifest.conditions)
+            raise ParameterError(
+                f"condition {name!r} is not one that this bundle takes: "
+                + (f"use some of {known}" if known else "it takes none")
+            )
+    values = {name: record.default for name, record in manifest.conditions.items()}
+    for name, given in conditions.items():
+        values[name] = _check_number(f"condition {name}", given)
+        manifest.conditions[name].check(f"condition {name}", values[name])
+    return values
 
 
 def _check_frame_rate(frame_rate: float) -> float:

@@ -15,17 +15,25 @@ class Timings:
     Attributes:
         seconds_load: Reading and checking files, making sessions; 0 once all is loaded.
         seconds_text_encoder: Prompt and negative prompt.
+        seconds_image_encoder: The image as the denoiser attends to it.
+        seconds_vae_encoder: The image as latents.
         seconds_denoiser: All steps, and both passes of each where guidance is on.
         seconds_sampler: The rest of the loop: schedule rows, noise, guidance, callbacks.
         seconds_vae_decoder: Latents to frames.
+        seconds_preview_decoder: Latents to the frames of previews.
+        seconds_other: Components of other names.
         seconds_total: From the call to the frames.
     """
 
     seconds_load: float = 0.0
     seconds_text_encoder: float = 0.0
+    seconds_image_encoder: float = 0.0
+    seconds_vae_encoder: float = 0.0
     seconds_denoiser: float = 0.0
     seconds_sampler: float = 0.0
     seconds_vae_decoder: float = 0.0
+    seconds_preview_decoder: float = 0.0
+    seconds_other: float = 0.0
     seconds_total: float = 0.0
 
     @contextmanager

@@ -6,11 +6,13 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from mutoscope.engines.onnxruntime_engine import DEFAULT_EXECUTION_PROVIDER, OnnxruntimeEngine
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.components import check_declaration
 from mutoscope.runtime.errors import BundleError, MutoscopeError
-from mutoscope.runtime.manifest import MANIFEST_NAME
+from mutoscope.runtime.manifest import MANIFEST_NAME, TokenizerRecord
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.settings import make_settings
 from mutoscope.runtime.tokenizer import TextTokenizer
@@ -43,7 +45,9 @@ def verify_bundle(bundle: Bundle) -> Iterator[CheckResult]:
     yield from _check_files(bundle)
     yield _note_unlisted_files(bundle)
     yield _run_check("defaults are allowed", lambda: _check_defaults(bundle))
-    yield _run_check("tokenizer", lambda: _check_tokenizer(bundle))
+    for record in bundle.manifest.tokenizers.values():
+        check_tokenizer = functools.partial(_check_tokenizer, bundle, record)
+        yield _run_check(record.file.rpartition("/")[0] or record.file, check_tokenizer)
     for name, component in bundle.manifest.components.items():
         for variant in component.variants:
             check = functools.partial(_check_graph, bundle, name, variant)
@@ -87,8 +91,7 @@ def _check_defaults(bundle: Bundle) -> None:
     make_settings(bundle)
 
 
-def _check_tokenizer(bundle: Bundle) -> None:
-    record = bundle.manifest.tokenizer
+def _check_tokenizer(bundle: Bundle, record: TokenizerRecord) -> None:
     tokenizer = TextTokenizer(bundle.find_file(record.file), record)
     tokenizer.encode("prompt", _PROMPT)
 
@@ -113,9 +116,13 @@ def _check_tables(bundle: Bundle, scheduler: str) -> str:
 def _check_generation(bundle: Bundle) -> str:
     limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
     counts = bundle.manifest.schedules[defaults.scheduler]
-    with VideoPipeline(bundle, low_memory=True) as pipeline:
+    image = None
+    if bundle.manifest.images:
+        image = np.zeros((limits.height.minimum, limits.width.minimum, 3), dtype=np.uint8)
+    with VideoPipeline(bundle, memory="low") as pipeline:
         video = pipeline.generate(
-            _PROMPT,
+            _PROMPT if bundle.manifest.tokenizers else None,
+            image=image,
             seed=0,
             num_inference_steps=min(int(count) for count in counts),
             height=limits.height.minimum,

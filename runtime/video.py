@@ -26,6 +26,8 @@ class Video:
         negative_prompt: The text it was guided away from, where that had a part in it.
         settings: The settings that it was made with, seed included; None for a clip of your own.
         timings: Where the time went.
+        latents: What the frames were decoded from, float32 [1, C, F, h, w]; None for a clip of your
+            own.
     """
 
     frames: NDArray[np.uint8] = field(repr=False)
@@ -34,6 +36,7 @@ class Video:
     negative_prompt: str | None = None
     settings: Settings | None = None
     timings: Timings = field(default_factory=Timings, repr=False)
+    latents: NDArray[np.float32] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Check the frames; raises `ParameterError`."""
@@ -56,6 +59,8 @@ class Video:
         if self.settings is not None:
             names = ("seed", "scheduler", "num_inference_steps", "guidance_scale")
             values |= {name: getattr(self.settings, name) for name in names}
+            values["min_guidance_scale"] = self.settings.min_guidance_scale
+            values["conditions"] = self.settings.conditions or None
         return {name: value for name, value in values.items() if value is not None}
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:

@@ -123,6 +123,83 @@ def other_bundle(other_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     return report.bundle
 
 
+@pytest.fixture(scope="session")
+def sdxl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AnimateDiffSDXLPipeline folder in float32: Euler, epsilon prediction, 16 frames."""
+    from tests.sdxl_checkpoints import save_sdxl
+
+    return save_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="session")
+def sdxl_bundle(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of `sdxl_checkpoint`."""
+    from mutoscope.export import export_checkpoint
+
+    output = tmp_path_factory.mktemp("bundles") / "sdxl"
+    return export_checkpoint(sdxl_checkpoint, output, num_inference_steps=(1, 2, 4)).bundle
+
+
+@pytest.fixture(scope="session")
+def modelscope_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TextToVideoSDPipeline folder in float32: DDIM, epsilon prediction."""
+    from tests.unet3d_checkpoints import save_modelscope
+
+    return save_modelscope(tmp_path_factory.mktemp("modelscope"))
+
+
+@pytest.fixture(scope="session")
+def modelscope_bundle(
+    modelscope_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle of `modelscope_checkpoint`, with a scheduler that draws noise."""
+    from mutoscope.export import export_checkpoint
+
+    output = tmp_path_factory.mktemp("bundles") / "modelscope"
+    return export_checkpoint(
+        modelscope_checkpoint,
+        output,
+        schedulers=("euler-ancestral",),
+        num_inference_steps=(1, 3, 8),
+    ).bundle
+
+
+@pytest.fixture(scope="session")
+def i2vgen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An I2VGenXLPipeline folder in float32: DDIM, v-prediction, zero terminal SNR."""
+    from tests.unet3d_checkpoints import save_i2vgen
+
+    return save_i2vgen(tmp_path_factory.mktemp("i2vgen"))
+
+
+@pytest.fixture(scope="session")
+def i2vgen_bundle(i2vgen_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of `i2vgen_checkpoint`, with a scheduler that draws noise."""
+    from mutoscope.export import export_checkpoint
+
+    output = tmp_path_factory.mktemp("bundles") / "i2vgen"
+    return export_checkpoint(
+        i2vgen_checkpoint, output, schedulers=("euler-ancestral",), num_inference_steps=(1, 3, 8)
+    ).bundle
+
+
+@pytest.fixture(scope="session")
+def svd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableVideoDiffusionPipeline folder in float32: Euler, v-prediction, Karras sigmas."""
+    from tests.svd_checkpoints import save_stable_video
+
+    return save_stable_video(tmp_path_factory.mktemp("svd"))
+
+
+@pytest.fixture(scope="session")
+def svd_bundle(svd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of `svd_checkpoint`."""
+    from mutoscope.export import export_checkpoint
+
+    output = tmp_path_factory.mktemp("bundles") / "svd"
+    return export_checkpoint(svd_checkpoint, output, num_inference_steps=(1, 4, 25)).bundle
+
+
 @pytest.fixture
 def run_command() -> RunCommand:
     """A function that runs `mutoscope ARGUMENTS` and returns a `CommandResult`."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from mutoscope.runtime.commands.checkpoint_options import checkpoint_options
 from mutoscope.runtime.commands.inspect import format_bytes
 from mutoscope.runtime.progress import format_seconds
 
@@ -21,6 +22,8 @@ Examples:
   mutoscope export checkpoint -o bundle
   mutoscope export stable-diffusion --motion-adapter adapter -o bundle
   mutoscope export checkpoint -o bundle --scheduler unipc --num-inference-steps 4,8,20-30
+  mutoscope export sd15 --motion-adapter lightning.safetensors --preset lightning-4 -o bundle
+  mutoscope export checkpoint --lora style.safetensors:0.8 --preview-vae taesd -o bundle
   mutoscope export checkpoint -o bundle --dtype float16
 """
 _FLOAT16_NOTE = (
@@ -32,9 +35,11 @@ _COUNTS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
 def parse_step_counts(
-    context: click.Context, parameter: click.Parameter, value: str
-) -> tuple[int, ...]:
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
     """Return numbers and ranges of numbers, such as `1,2,4-8`, as a tuple."""
+    if value is None:
+        return None
     counts: list[int] = []
     for part in value.split(","):
         match = _COUNTS.fullmatch(part.strip())
@@ -47,11 +52,7 @@ def parse_step_counts(
 @click.command(epilog=_EPILOG)
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, metavar="BUNDLE", help="The folder to write.")
-@click.option(
-    "--motion-adapter",
-    metavar="DIR",
-    help="Folder or hub id of a motion adapter, for a checkpoint that makes images only.",
-)
+@checkpoint_options
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),
@@ -78,8 +79,7 @@ def parse_step_counts(
 @click.option(
     "--num-inference-steps",
     callback=parse_step_counts,
-    default="1-50",
-    show_default=True,
+    show_default="1-50, or those of the preset",
     metavar="COUNTS",
     help="The numbers of denoising steps to make schedule tables for, as 1,2,4-8. The bundle's "
     "default is the one nearest to the checkpoint's.",
@@ -90,21 +90,21 @@ def parse_step_counts(
 def export(
     checkpoint: str,
     output: str,
-    motion_adapter: str | None,
     dtype: Literal["float32", "float16"],
     weights: Literal["float32", "float16"] | None,
     schedulers: tuple[str, ...],
-    num_inference_steps: tuple[int, ...],
+    num_inference_steps: tuple[int, ...] | None,
     name: str | None,
     force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Make a bundle from a checkpoint.
 
-    CHECKPOINT is a folder in diffusers layout (a saved AnimateDiffPipeline, or a Stable Diffusion
-    1.5 style one with --motion-adapter), or the id of one on the Hugging Face hub. Only safetensors
-    are read. Every component is compared with the checkpoint at other sizes before the bundle is
-    there.
+    CHECKPOINT is a folder in diffusers layout, or the id of one on the Hugging Face hub, of
+    AnimateDiff (or Stable Diffusion 1.5 or XL with --motion-adapter), ModelScope and Zeroscope,
+    Stable Video Diffusion, I2VGen-XL. Only safetensors are read. Every component is compared with
+    the checkpoint at other sizes before the bundle is there.
     """
     # Late, so that --help works without torch; the command line turns a missing module into a hint.
     click.echo("loading torch and diffusers", err=True)
@@ -115,7 +115,6 @@ def export(
     report = export_checkpoint(
         checkpoint,
         output,
-        motion_adapter=motion_adapter,
         name=name,
         schedulers=schedulers,
         num_inference_steps=num_inference_steps,
@@ -123,6 +122,7 @@ def export(
         weights=weights,
         force=force,
         on_progress=_show_progress,
+        **options,
     )
     if as_json:
         click.echo(json.dumps(_make_json(report)))

@@ -4,12 +4,12 @@ A family is one file with one function, `open_family(checkpoint) -> FamilyExport
 is particular to a model family stays inside its modules or in the values below; neither the rest of
 the export nor the runtime knows any family.
 
-The graph contract:
+The graph contract (docs/bundle.md has the sources):
 
-    text_encoder  input_ids int64 [B, S]                          -> prompt_embeds float32 [B, S, D]
+    encoders      whatever their inputs' sources name             -> any outputs, by name
     unet          sample float32 [B, C, F, h, w]
                   timestep float32 [1]
-                  encoder_hidden_states float32 [B, S, D]         -> out_sample, shaped as sample
+                  encoder_hidden_states and further conditions    -> out_sample, as sample
     vae_decoder   latents float32 [B, C, F, h, w]                 -> frames uint8 [B, F, H, W, 3]
 
 It is the same for a float16 graph: `forward` casts to the type of the model's weights, and back.
@@ -26,7 +26,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mutoscope.runtime.manifest import DefaultsRecord, LatentsRecord, LimitsRecord, TensorRecord
+from mutoscope.runtime.image_records import ImageRecord
+from mutoscope.runtime.manifest import (
+    ConditionRecord,
+    DefaultsRecord,
+    LatentsRecord,
+    LimitsRecord,
+    TensorRecord,
+)
 
 Sizes = Mapping[str, int]
 Arrays = dict[str, NDArray[Any]]
@@ -37,15 +44,19 @@ class ComponentExport:
     """One module to export.
 
     Attributes:
-        module: In eval mode; `forward` takes the inputs by name and returns one tensor.
+        module: In eval mode; `forward` takes the inputs by name and returns a tensor, or a tuple of
+            tensors if there are several outputs.
         inputs: For each input, its type, shape and source. A string in a shape names an axis that
             stays dynamic; the same name is the same size.
-        outputs: The same of the one output.
+        outputs: The same of the outputs, in the order in which the module returns them.
         multiples: For each dynamic axis that cannot take every size, what it is a multiple of.
         trace_sizes: A size for each dynamic axis to trace with. None may be 1, and no two equal:
             the tracer takes both as facts about the model.
         parity_sizes: Other sizes, at which the graph is compared with the module.
         vocabulary_size: Input ids are drawn below this.
+        ranges: The inputs that are drawn evenly from a range, to trace and to compare; all other
+            floats are normal, and a timestep is a whole number below 1000.
+        float32_only: Stays in float32 in a bundle of float16 graphs, as the checkpoint asks for.
     """
 
     name: str
@@ -56,6 +67,8 @@ class ComponentExport:
     parity_sizes: tuple[Sizes, ...]
     multiples: dict[str, int] = field(default_factory=dict)
     vocabulary_size: int = 1
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    float32_only: bool = False
 
     def make_inputs(self, sizes: Sizes, seed: int) -> Arrays:
         """Return random inputs of the given sizes: normal floats, valid ids, a whole timestep."""
@@ -63,7 +76,9 @@ class ComponentExport:
         arrays: Arrays = {}
         for name, tensor in self.inputs.items():
             shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
-            if tensor.source == "timestep":
+            if name in self.ranges:
+                arrays[name] = random.uniform(*self.ranges[name], shape).astype(np.float32)
+            elif tensor.source == "timestep":
                 arrays[name] = random.integers(0, 1000, shape).astype(np.float32)
             elif tensor.dtype == "int64":
                 arrays[name] = random.integers(0, self.vocabulary_size, shape, dtype=np.int64)
@@ -73,29 +88,51 @@ class ComponentExport:
 
 
 @dataclass(frozen=True)
+class TokenizerSource:
+    """A tokenizer of a checkpoint.
+
+    Attributes:
+        folder: Where transformers finds it.
+        class_name: The transformers class that the checkpoint names.
+        max_length: How many ids the text encoder takes.
+    """
+
+    folder: Path
+    class_name: str
+    max_length: int
+
+
+@dataclass(frozen=True)
 class FamilyExport:
     """A checkpoint as its family reads it.
 
     Attributes:
         family: The family's name, for people.
-        component_makers: For each component, a function that loads it. Called one at a time, so
-            that only one component is in memory.
+        component_makers: For each component, a function that loads it, in the order in which the
+            runtime runs them. Called one at a time, so that only one component is in memory.
         scheduler: The checkpoint's own diffusers scheduler.
-        tokenizer_folder: Where transformers finds the tokenizer.
-        tokenizer_class: The transformers class that the checkpoint names.
-        max_length: How many ids the text encoder takes.
+        tokenizers: By the source that their ids are: "input_ids", "input_ids_2".
         defaults: `defaults.scheduler` is the class name of `scheduler`.
         classes: For each component, the class of the module it came from.
+        takes_presets: Whether the presets of few-step models were made for this family.
+        weight_shapes: For each component that a LoRA may change, a function that returns the shape
+            of every weight without reading them.
+        guidance: As in the manifest, like `images`, `conditions`, `force_zeros_for_empty_prompt`.
     """
 
     family: str
     component_makers: dict[str, Callable[[], ComponentExport]]
     scheduler: Any
-    tokenizer_folder: Path
-    tokenizer_class: str
-    max_length: int
+    tokenizers: dict[str, TokenizerSource]
     latents: LatentsRecord
     limits: LimitsRecord
     defaults: DefaultsRecord
     classes: dict[str, str]
     guidance: bool = True
+    images: dict[str, ImageRecord] = field(default_factory=dict)
+    conditions: dict[str, ConditionRecord] = field(default_factory=dict)
+    force_zeros_for_empty_prompt: bool = False
+    takes_presets: bool = False
+    weight_shapes: Mapping[str, Callable[[], Mapping[str, tuple[int, ...]]]] = field(
+        default_factory=dict
+    )

@@ -30,6 +30,9 @@ SCHEDULER_FAULTS = (
     ValueError,
 )
 
+# What the schedulers call the estimate of the clean sample in the output of a step.
+ESTIMATE_NAMES = ("pred_original_sample", "denoised")
+
 DrawNoise: TypeAlias = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 # Where a tensor stands in the scheduler's state: an attribute, then keys and indices.
 StatePath: TypeAlias = tuple[Any, ...]
@@ -59,7 +62,9 @@ class SchedulerRunner:
         self.scheduler = _copy_scheduler(scheduler)
         self.carried: dict[str, torch.Tensor | None] = {}
         self._step_kwargs = dict(step_kwargs)
-        self._step_parameters = inspect.signature(self.scheduler.step).parameters
+        # CogVideoXDPMScheduler leaves it to the pipeline to keep its previous estimate.
+        parameters = inspect.signature(self.scheduler.step).parameters
+        self._keeps_estimate = "old_pred_original_sample" in parameters
         _check_keywords(f"{self.name}.step", self.scheduler.step, step_kwargs)
         self._set_timesteps(num_inference_steps, set_timesteps_kwargs)
         self.timesteps = list(self.scheduler.timesteps)
@@ -83,22 +88,40 @@ class SchedulerRunner:
 
     def step(self, index: int, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Return the sample after one step."""
-        kwargs = dict(self._step_kwargs, return_dict=False)
-        # CogVideoXDPMScheduler leaves it to the pipeline to keep its previous estimate.
-        keeps_estimate = "old_pred_original_sample" in self._step_parameters
-        if keeps_estimate:
-            kwargs["old_pred_original_sample"] = self.carried.get("old_pred_original_sample")
-            kwargs["timestep_back"] = self.timesteps[index - 1] if index else None
-        try:
-            result = self.scheduler.step(
-                model_output=model_output, timestep=self.timesteps[index], sample=sample, **kwargs
-            )
-        except SCHEDULER_FAULTS as err:
-            self._fail(index, err)
-        if keeps_estimate:
+        result = self._call_step(index, model_output, sample, return_dict=False)
+        if self._keeps_estimate:
             self.carried["old_pred_original_sample"] = result[1]
         prev_sample: torch.Tensor = result[0]
         return prev_sample
+
+    def estimate(
+        self, index: int, model_output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Take one step; return what it says of the clean sample, each None if it does not.
+
+        Returns:
+            The estimate in the scheduler's output, and what its `convert_model_output` returned:
+            the estimate of the clean sample too, or of the noise, as the solver is set up.
+        """
+        converted: list[torch.Tensor] = []
+        convert = getattr(self.scheduler, "convert_model_output", None)
+
+        def record(*args: Any, **kwargs: Any) -> torch.Tensor:
+            converted.append(convert(*args, **kwargs))  # type: ignore[misc]  # set where called
+            return converted[-1]
+
+        if convert is not None:
+            self.scheduler.convert_model_output = record
+        try:
+            result = self._call_step(index, model_output, sample, return_dict=True)
+        finally:
+            vars(self.scheduler).pop("convert_model_output", None)
+        estimates = [getattr(result, name, None) for name in ESTIMATE_NAMES]
+        estimate = next((found for found in estimates if found is not None), None)
+        if self._keeps_estimate:
+            # This one returns a tuple, whatever return_dict says.
+            estimate = self.carried["old_pred_original_sample"] = result[1]
+        return estimate, converted[0] if converted else None
 
     def find_state(self, shape: torch.Size) -> Iterator[tuple[StatePath, torch.Tensor]]:
         """Every tensor of this shape that lives from one step to the next."""
@@ -127,6 +150,21 @@ class SchedulerRunner:
         finally:
             for module, original in zip(modules, originals, strict=True):
                 vars(module)["randn_tensor"] = original
+
+    def _call_step(
+        self, index: int, model_output: torch.Tensor, sample: torch.Tensor, *, return_dict: bool
+    ) -> Any:
+        """What the scheduler's step returns."""
+        kwargs = dict(self._step_kwargs, return_dict=return_dict)
+        if self._keeps_estimate:
+            kwargs["old_pred_original_sample"] = self.carried.get("old_pred_original_sample")
+            kwargs["timestep_back"] = self.timesteps[index - 1] if index else None
+        try:
+            return self.scheduler.step(
+                model_output=model_output, timestep=self.timesteps[index], sample=sample, **kwargs
+            )
+        except SCHEDULER_FAULTS as err:
+            self._fail(index, err)
 
     def _set_timesteps(self, num_inference_steps: int, kwargs: Mapping[str, Any]) -> None:
         set_timesteps = self.scheduler.set_timesteps

@@ -6,14 +6,24 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mutoscope.engines.onnxruntime_engine import DEFAULT_EXECUTION_PROVIDER, EXECUTION_PROVIDERS
+from mutoscope.engines.onnxruntime_engine import (
+    DEFAULT_EXECUTION_PROVIDER,
+    EXECUTION_PROVIDERS,
+    MEMORY_MODES,
+    Memory,
+)
+from mutoscope.runtime.commands.options import memory_limit_option
+from mutoscope.runtime.decoder import make_decode_plan
 from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.latents_files import check_latents_output, save_latents
 from mutoscope.runtime.pipeline import VideoPipeline
+from mutoscope.runtime.preview import OnPreview, PreviewKind, TerminalPreview, open_preview
 from mutoscope.runtime.progress import ProgressBar
 from mutoscope.runtime.settings import SEED_MAX, Settings, make_settings
 from mutoscope.runtime.video import Video
@@ -27,11 +37,33 @@ Examples:
   mutoscope generate "a red circle moves left" -o out.mp4
   mutoscope generate "a red circle moves left" --seed 7 --num-frames 1 -o image.png
   mutoscope generate "a red circle moves left" --num-videos 4 --seed 0 -o circle.webp
+  mutoscope generate --bundle svd --image photo.jpg --condition motion_bucket_id=60 -o photo.mp4
 """
 
 
+def parse_conditions(
+    context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+) -> dict[str, float]:
+    """Return `NAME=X` options as a mapping."""
+    conditions: dict[str, float] = {}
+    for text in value:
+        name, _, number = text.partition("=")
+        try:
+            conditions[name.strip()] = float(number)
+        except ValueError as err:
+            raise click.BadParameter(
+                f"{text!r} is not NAME=NUMBER: use motion_bucket_id=127"
+            ) from err
+    return conditions
+
+
 @click.command(epilog=_EPILOG)
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@click.option(
+    "--image",
+    metavar="FILE",
+    help="The picture that the video starts from, for a bundle that takes one.",
+)
 @click.option(
     "--bundle",
     metavar="DIR",
@@ -44,7 +76,7 @@ Examples:
     "--output",
     metavar="OUT",
     default=None,
-    show_default="PROMPT with dashes, .mp4 or .png",
+    show_default="PROMPT with dashes or the image's name, .mp4 or .png",
     help="Where to write. The ending chooses the format: .mp4 .webm .gif .webp .apng .png .npy, or "
     "no ending for a folder of PNG files.",
 )
@@ -70,6 +102,13 @@ Examples:
     help="Weight of the prompt, at least 1; 1 turns guidance off, in half the time.",
 )
 @click.option(
+    "--min-guidance-scale",
+    type=float,
+    metavar="X",
+    show_default=_FROM_BUNDLE,
+    help="Guidance of the first frame, at least 1; it rises to the guidance scale at the last.",
+)
+@click.option(
     "--negative-prompt",
     metavar="TEXT",
     show_default=_FROM_BUNDLE,
@@ -89,7 +128,16 @@ Examples:
     type=float,
     metavar="X",
     show_default=_FROM_BUNDLE,
-    help="Frames per second of the file; the model does not see it.",
+    help="Frames per second of the file; some models are told.",
+)
+@click.option(
+    "--condition",
+    "conditions",
+    multiple=True,
+    metavar="NAME=X",
+    callback=parse_conditions,
+    help="A number that the bundle's model takes, e.g. motion_bucket_id=127; inspect lists them. "
+    "May be given again.",
 )
 @click.option(
     "--scheduler",
@@ -112,9 +160,31 @@ Examples:
     help="Threads for one operator on the CPU.",
 )
 @click.option(
-    "--low-memory",
-    is_flag=True,
-    help="Free each component when its part is done; each video then loads them again.",
+    "--memory",
+    type=click.Choice(MEMORY_MODES),
+    default="normal",
+    show_default=True,
+    help="low keeps one component in memory at a time, its weights in the file where they can be "
+    "dropped; each video then loads them again.",
+)
+@memory_limit_option
+@click.option(
+    "--save-latents",
+    "latents",
+    metavar="FILE",
+    help="Write the latents too, .npz or .npy; mutoscope decode makes the video of them again.",
+)
+@click.option(
+    "--preview",
+    flag_value="file",
+    help="Keep a picture of what the video is becoming, OUT.preview.png, replaced after each step. "
+    "The bundle needs a preview decoder (mutoscope export --preview-vae).",
+)
+@click.option(
+    "--preview-terminal",
+    "preview",
+    flag_value="terminal",
+    help="The same, drawn on the terminal.",
 )
 @click.option(
     "--num-videos",
@@ -127,85 +197,140 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace what is at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def generate(
-    prompt: str,
+    prompt: str | None,
+    image: str | None,
     bundle: str | None,
     output: str | None,
     execution_provider: str,
     num_threads: int | None,
-    low_memory: bool,
+    memory: Memory,
+    memory_limit_bytes: int | None,
+    latents: str | None,
+    preview: PreviewKind | None,
     num_videos: int,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make a video from PROMPT.
+    """Make a video from PROMPT, an image or both.
 
     Everything is checked before the work starts: the options, the bundle, and that OUT can be
     written. What was made, with its seed, is said on stderr.
     """
-    negative_prompt = options.pop("negative_prompt")
+    inputs = {"prompt": prompt, "image": image, "negative_prompt": options.pop("negative_prompt")}
     pipeline = VideoPipeline.open(
         bundle,
         execution_provider=execution_provider,
         num_threads=num_threads,
-        low_memory=low_memory,
+        memory=memory,
+        memory_limit_bytes=memory_limit_bytes,
     )
     with pipeline:
         settings = make_settings(pipeline.bundle, **options)
-        if settings.seed > SEED_MAX - num_videos + 1:
-            raise ParameterError(
-                f"seed is {settings.seed}; {num_videos} videos need it to be at most "
-                f"{SEED_MAX - num_videos + 1}"
-            )
         if output is None:
-            output = make_output_name(prompt, settings.num_frames)
-        clip = Clip(settings.num_frames, settings.height, settings.width, settings.frame_rate)
-        outputs = list(make_output_names(output, num_videos))
-        for name in outputs:
-            check_output(name, clip, force=force)
+            subject = prompt if prompt is not None else Path(image or "").stem
+            output = make_output_name(subject, settings.num_frames)
+        targets = _make_targets(output, latents, preview, settings, num_videos, force=force)
+        plan = make_decode_plan(pipeline.bundle, settings.latents_shape, memory_limit_bytes)
+        if plan.tile_height is not None:
+            click.echo(f"decoding {plan.describe()}", err=True)
         results = []
-        for index, name in enumerate(outputs):
-            options["seed"] = settings.seed + index
-            video = _generate_one(pipeline, prompt, negative_prompt, settings, options, name)
-            path = video.save(name, force=force)
-            click.echo(f"{path}: seed {video.seed}, {video.timings.seconds_total:.1f} s", err=True)
-            results.append(_describe(video, path))
+        for target in targets:
+            options["seed"] = target.seed
+            video = _generate_one(pipeline, inputs, settings, options, target)
+            results.append(_save(pipeline, video, target, force=force))
     if as_json:
         click.echo(json.dumps({"bundle": str(pipeline.bundle.path), "videos": results}))
 
 
+@dataclass(frozen=True)
+class _Target:
+    """One video to make, and where it goes; all of it was checked to be writable."""
+
+    seed: int
+    output: str
+    latents: str | None
+    preview: OnPreview | None
+
+
+def _make_targets(
+    output: str,
+    latents: str | None,
+    preview: PreviewKind | None,
+    settings: Settings,
+    num_videos: int,
+    *,
+    force: bool,
+) -> list[_Target]:
+    """Return the videos to make; raises `OutputError` or `ParameterError` before any work."""
+    if settings.seed > SEED_MAX - num_videos + 1:
+        raise ParameterError(
+            f"seed is {settings.seed}; {num_videos} videos need it to be at most "
+            f"{SEED_MAX - num_videos + 1}"
+        )
+    find_ending(output)
+    clip = Clip(settings.num_frames, settings.height, settings.width, settings.frame_rate)
+    targets = []
+    for index, name in enumerate(number_names(output, num_videos)):
+        check_output(name, clip, force=force)
+        latents_name = latents and list(number_names(latents, num_videos))[index]
+        if latents_name:
+            check_latents_output(latents_name, force=force)
+        on_preview = preview and open_preview(preview, name, force=force)
+        targets.append(
+            _Target(settings.seed + index, name, latents_name or None, on_preview or None)
+        )
+    return targets
+
+
 def _generate_one(
     pipeline: VideoPipeline,
-    prompt: str,
-    negative_prompt: str | None,
+    inputs: dict[str, Any],
     settings: Settings,
     options: dict[str, Any],
-    name: str,
+    target: _Target,
 ) -> Video:
-    """Generate with a progress bar."""
+    """Generate with a progress bar, or with a preview on the terminal in its place."""
+    if isinstance(target.preview, TerminalPreview):
+        return pipeline.generate(on_preview=target.preview, **inputs, **options)
     table = pipeline.bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
-    with ProgressBar(Path(name).name, len(table.rows)) as bar:
+    with ProgressBar(Path(target.output).name, len(table.rows)) as bar:
         return pipeline.generate(
-            prompt,
-            negative_prompt=negative_prompt,
             on_step=lambda info: bar.update(info.step_index + 1),
+            on_preview=target.preview,
+            **inputs,
             **options,
         )
 
 
+def _save(pipeline: VideoPipeline, video: Video, target: _Target, *, force: bool) -> dict[str, Any]:
+    """Write a video, and its latents if they are wanted; return it as a JSON object."""
+    path = video.save(target.output, force=force)
+    click.echo(f"{path}: seed {video.seed}, {video.timings.seconds_total:.1f} s", err=True)
+    result = _describe(video, path)
+    if target.latents is not None and video.latents is not None:
+        info = {
+            **video.describe(),
+            "frame_rate": video.frame_rate,
+            "bundle": pipeline.bundle.manifest.name,
+        }
+        result["latents"] = str(save_latents(target.latents, video.latents, info, force=force))
+        click.echo(f"{result['latents']}: the latents of {path.name}", err=True)
+    return result
+
+
 def make_output_name(prompt: str, num_frames: int) -> str:
-    """Return a file name made from a prompt: `a-red-circle-moves-left.mp4`."""
+    """Return a file name made from a prompt or the name of an image: `a-red-circle.mp4`."""
     words = re.sub(r"[\W_]+", "-", prompt.casefold()).strip("-")
     stem = words[:_NAME_CHARACTERS].rstrip("-") or "video"
     return stem + (".png" if num_frames == 1 else ".mp4")
 
 
-def make_output_names(output: str, num_videos: int) -> Iterator[str]:
+def number_names(output: str, num_videos: int) -> Iterator[str]:
     """Yield the name of each video: numbered from 1 if there are several."""
     if num_videos == 1:
         yield output
         return
-    find_ending(output)
     path = Path(output)
     width = len(str(num_videos))
     slash = "/" if output.endswith("/") else ""

@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from mutoscope.runtime.bundle import Bundle, describe_counts, find_external_data
-from mutoscope.runtime.manifest import ComponentRecord, LimitRecord, Manifest, TensorRecord
+from mutoscope.runtime.manifest import (
+    ComponentRecord,
+    DefaultsRecord,
+    LimitRecord,
+    Manifest,
+    TensorRecord,
+)
 
 _LABEL_WIDTH = 14
 _TEXT_WIDTH = 84
@@ -51,15 +57,13 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield "limits"
     for name in ("height", "width", "num_frames"):
         yield _line(name, describe_limit(getattr(manifest.limits, name)))
-    tokenizer = manifest.tokenizer
-    yield _line("prompt", f"up to {tokenizer.max_length} tokens, with those the tokenizer adds")
-    yield _line("guidance", "yes" if manifest.guidance else "no")
+    yield from _describe_conditions(manifest)
     yield ""
     yield "defaults"
     defaults = manifest.defaults
     steps = f"{defaults.scheduler}, {defaults.num_inference_steps} steps"
     yield _line("scheduler", steps)
-    yield _line("guidance scale", f"{defaults.guidance_scale:g}")
+    yield _line("guidance scale", _describe_guidance(defaults))
     size = f"{defaults.num_frames} frames of {defaults.height} x {defaults.width} pixels"
     yield _line("clip", f"{size} at {defaults.frame_rate:g} frames per second")
     if defaults.negative_prompt:
@@ -73,6 +77,28 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
         yield ""
         yield "provenance"
         yield from _describe_provenance(manifest.provenance)
+
+
+def _describe_conditions(manifest: Manifest) -> Iterator[str]:
+    if manifest.tokenizers:
+        length = min(record.max_length for record in manifest.tokenizers.values())
+        yield _line("prompt", f"up to {length} tokens, with those the tokenizer adds")
+    else:
+        yield _line("prompt", "none")
+    yield _line("image", "one, which the video starts from" if manifest.images else "none")
+    yield _line("guidance", "yes" if manifest.guidance else "no")
+    for name, record in manifest.conditions.items():
+        reach = f"{record.minimum:g} to {record.maximum:g}, {record.default:g} if not given"
+        yield _line(name, f"{reach}: {record.description}" if record.description else reach)
+
+
+def _describe_guidance(defaults: DefaultsRecord) -> str:
+    if defaults.min_guidance_scale is None:
+        return f"{defaults.guidance_scale:g}"
+    return (
+        f"{defaults.min_guidance_scale:g} at the first frame, rising to "
+        f"{defaults.guidance_scale:g} at the last"
+    )
 
 
 def describe_limit(limit: LimitRecord) -> str:

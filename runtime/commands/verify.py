@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.commands.checkpoint_options import checkpoint_options
 from mutoscope.runtime.errors import BundleError, MutoscopeError
 from mutoscope.runtime.verification import CheckResult, verify_bundle
 
@@ -30,24 +31,23 @@ Examples:
     help="Compare each component with this checkpoint too, as the export does (needs "
     "mutoscope[export]).",
 )
-@click.option(
-    "--motion-adapter", metavar="DIR", help="The motion adapter that the export was given."
-)
+@checkpoint_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def verify(
-    bundle: str | None, checkpoint: str | None, motion_adapter: str | None, as_json: bool
-) -> None:
+def verify(bundle: str | None, checkpoint: str | None, as_json: bool, **options: Any) -> None:
     """Check that a bundle is whole and works.
 
     BUNDLE is its folder; left out, it is the bundle that ships with mutoscope. Checked are: size
     and sha256 of every file, that the graphs load and are as the manifest says, the schedule
-    tables, and a generation of the smallest size. The exit code is 1 if anything fails.
+    tables, and a generation of the smallest size. The exit code is 1 if anything fails. The options
+    from --motion-adapter on are those that the export was given, for --checkpoint.
     """
-    if motion_adapter and not checkpoint:
-        raise click.UsageError("--motion-adapter needs --checkpoint")
+    given = [name for name, value in options.items() if value]
+    if given and not checkpoint:
+        option = "lora" if given[0] == "loras" else given[0].replace("_", "-")
+        raise click.UsageError(f"--{option} needs --checkpoint")
     opened = Bundle.default() if bundle is None else Bundle.open(bundle)
     results = []
-    for result in _run_all(opened, checkpoint, motion_adapter):
+    for result in _run_all(opened, checkpoint, options):
         click.echo(format_result(result), err=True)
         results.append(result)
     failed = [result.name for result in results if not result.ok]
@@ -70,22 +70,20 @@ def format_result(result: CheckResult) -> str:
 
 
 def _run_all(
-    bundle: Bundle, checkpoint: str | None, motion_adapter: str | None
+    bundle: Bundle, checkpoint: str | None, options: dict[str, Any]
 ) -> Iterator[CheckResult]:
     yield from verify_bundle(bundle)
     if checkpoint:
-        yield from _compare_with_checkpoint(bundle.path, checkpoint, motion_adapter)
+        yield from _compare_with_checkpoint(bundle.path, checkpoint, options)
 
 
 def _compare_with_checkpoint(
-    path: Path, checkpoint: str, motion_adapter: str | None
+    path: Path, checkpoint: str, options: dict[str, Any]
 ) -> Iterator[CheckResult]:
     # By name: the runtime may not depend on the export, which may not be installed.
     verification: Any = importlib.import_module("mutoscope.export.verification")
     try:
-        parity = verification.compare_with_checkpoint(
-            path, checkpoint, motion_adapter=motion_adapter
-        )
+        parity = verification.compare_with_checkpoint(path, checkpoint, **options)
     except MutoscopeError as err:
         yield CheckResult("parity with the checkpoint", problem=str(err))
         return

@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from mutoscope.export.checkpoint import open_checkpoint
-from mutoscope.export.families.animatediff import make_text_encoder, make_unet, make_vae_decoder
+from mutoscope.export.components.motion_unet import make_unet, open_motion_unet
+from mutoscope.export.components.text import make_text_encoder
+from mutoscope.export.components.vae import make_vae_decoder
+from mutoscope.export.families.contract import Arrays, ComponentExport
 from mutoscope.export.library_noise import quiet_libraries
-from mutoscope.export.parity import run_module
+from mutoscope.export.parity import run_module as run_module_outputs
 from mutoscope.runtime.manifest import Manifest
 
 # The same sums in another order, on values of about 1.
@@ -44,6 +47,11 @@ def open_graph(bundle: Path, component: str) -> Any:
     return onnxruntime.InferenceSession(str(bundle / component / "model.onnx"), options)
 
 
+def run_module(component: ComponentExport, inputs: Arrays) -> NDArray[Any]:
+    (output,) = run_module_outputs(component, inputs).values()
+    return output
+
+
 def run_graph(bundle: Path, component: str, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
     (output,) = open_graph(bundle, component).run(None, inputs)
     return np.asarray(output)
@@ -53,7 +61,7 @@ def test_prompt_embeds_are_those_of_encode_prompt(case: tuple[Any, Path, Path]) 
     pipeline, checkpoint, bundle = case
     with torch.no_grad():
         expected, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
-    tokenizer = Manifest.load(bundle / "manifest.json").tokenizer
+    tokenizer = Manifest.load(bundle / "manifest.json").tokenizers["input_ids"]
     assert tokenizer.max_length == pipeline.tokenizer.model_max_length
     assert tokenizer.pad_token_id == pipeline.tokenizer.pad_token_id
     ids = pipeline.tokenizer(PROMPTS, padding="max_length", return_tensors="np").input_ids
@@ -67,7 +75,7 @@ def test_model_output_is_that_of_the_unet_with_text_for_each_frame(
     case: tuple[Any, Path, Path],
 ) -> None:
     pipeline, checkpoint, bundle = case
-    component = make_unet(open_checkpoint(checkpoint))
+    component = make_unet(open_motion_unet(open_checkpoint(checkpoint)))
     for timestep in TIMESTEPS:
         inputs = component.make_inputs(component.parity_sizes[-1], seed=timestep)
         inputs["timestep"][:] = timestep
@@ -86,7 +94,7 @@ def test_model_output_is_that_of_the_unet_with_text_for_each_frame(
 
 def test_frames_are_those_of_the_pipeline(case: tuple[Any, Path, Path]) -> None:
     pipeline, checkpoint, bundle = case
-    component = make_vae_decoder(open_checkpoint(checkpoint))
+    component = make_vae_decoder(checkpoint / "vae")
     inputs = component.make_inputs(component.parity_sizes[-1], seed=3)
     inputs["latents"] *= np.float32(0.3)
     with torch.no_grad():
@@ -102,7 +110,7 @@ def test_frames_are_those_of_the_pipeline(case: tuple[Any, Path, Path]) -> None:
 def test_graphs_take_any_size_within_the_limits(case: tuple[Any, Path, Path]) -> None:
     _, checkpoint, bundle = case
     opened = open_checkpoint(checkpoint)
-    for component in (make_unet(opened), make_vae_decoder(opened)):
+    for component in (make_unet(open_motion_unet(opened)), make_vae_decoder(checkpoint / "vae")):
         multiple = component.multiples.get("latent_height", 1)
         for batch, num_frames, height, width, sequence in SIZES:
             sizes = {

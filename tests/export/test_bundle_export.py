@@ -70,7 +70,7 @@ def test_manifest_states_limits_and_defaults_of_the_checkpoint(
     assert (tiny.defaults.height, other.defaults.height) == (16, 32)
     assert other.defaults.scheduler == "euler"
     assert (tiny.latents.channels, other.latents.channels) == (4, 3)
-    assert other.tokenizer.pad_token_id != tiny.tokenizer.pad_token_id
+    assert other.tokenizers["input_ids"].pad_token_id != tiny.tokenizers["input_ids"].pad_token_id
     assert (other.name, tiny.name) == ("other", "tiny")
 
 

@@ -14,7 +14,8 @@ import torch
 
 from mutoscope.export import ExportError, ExportParityError, compare_with_checkpoint
 from mutoscope.export.checkpoint import open_checkpoint
-from mutoscope.export.families.animatediff import make_text_encoder, make_unet
+from mutoscope.export.components.motion_unet import make_unet, open_motion_unet
+from mutoscope.export.components.text import make_text_encoder
 from mutoscope.export.families.contract import ComponentExport
 from mutoscope.export.graph import _check_interface, make_graph, save_graph
 from mutoscope.export.parity import Reference, check_parity, make_references, measure_parity
@@ -73,7 +74,7 @@ def test_a_graph_that_cannot_load_is_one_line(tiny_checkpoint: Path, tmp_path: P
 
 
 def test_a_graph_of_other_sizes_is_one_line(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
-    component = make_unet(open_checkpoint(tiny_checkpoint))
+    component = make_unet(open_motion_unet(open_checkpoint(tiny_checkpoint)))
     odd = {**component.parity_sizes[0], "latent_height": 3}
     references = (Reference(component.make_inputs(odd, seed=1), np.zeros(0)),)
     with pytest.raises(ExportParityError, match=r"^unet does not run in onnxruntime: .+$"):
@@ -94,9 +95,9 @@ def test_the_gate_has_named_limits(
     dtype: str, psnr: float, error: float, cosine: float, message: str
 ) -> None:
     component = make_component(dtype)
-    check_parity(component, (ParityRecord({"x": (1, 2)}, 100.0, 1.0, 1.0),))
+    check_parity(component, (make_record({"x": (1, 2)}, 100.0, 1.0, 1.0),))
     with pytest.raises(ExportParityError, match=rf"{message}.* \(at x \[1, 2\]\)"):
-        check_parity(component, (ParityRecord({"x": (1, 2)}, psnr, error, cosine),))
+        check_parity(component, (make_record({"x": (1, 2)}, psnr, error, cosine),))
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ def test_the_gate_has_other_limits_for_float16_graphs(
     dtype: str, psnr: float, error: float, cosine: float, message: str
 ) -> None:
     component = make_component(dtype)
-    check_parity(component, (ParityRecord({"x": (1, 2)}, 55.0, 5.0, 0.99995),), "float16")
+    check_parity(component, (make_record({"x": (1, 2)}, 55.0, 5.0, 0.99995),), "float16")
     with pytest.raises(ExportParityError, match=message):
-        check_parity(component, (ParityRecord({"x": (1, 2)}, psnr, error, cosine),), "float16")
+        check_parity(component, (make_record({"x": (1, 2)}, psnr, error, cosine),), "float16")
 
 
 def test_a_variant_without_limits_is_refused() -> None:
@@ -160,6 +161,12 @@ def test_code_that_looks_at_a_size_cannot_be_exported() -> None:
     component = replace(make_component("float32"), module=Looks())
     with pytest.raises(ExportError, match="toy: x: the axis batch was exported as the constant 2"):
         make_graph(component)
+
+
+def make_record(
+    shapes: dict[str, tuple[int, ...]], psnr: float, error: float, cosine: float
+) -> ParityRecord:
+    return ParityRecord(shapes, psnr, error, cosine, output="y")
 
 
 def make_component(dtype: str) -> ComponentExport:

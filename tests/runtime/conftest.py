@@ -1,5 +1,7 @@
 """Fixtures of the runtime's tests: a bundle made by hand, and the command line."""
 
+import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from mutoscope.runtime.pipeline import VideoPipeline
-from tests.runtime.hand_made_bundle import make_bundle
+from mutoscope.runtime.schedule import ScheduleTable
+from tests.runtime.hand_made_bundle import make_bundle, write_manifest
+
+# What the rows of the hand-made tables make of latents and model output; so that only rounding is
+# left between an estimate and the latents after the row.
+ESTIMATE = (0.9, -0.4)
 
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -18,6 +25,24 @@ RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle; not to be changed."""
     return make_bundle(tmp_path_factory.mktemp("hand-made") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def preview_bundle(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with its decoder a second time, and estimates that are the new latents."""
+    bundle = tmp_path_factory.mktemp("preview") / "bundle"
+    shutil.copytree(bundle_path, bundle)
+    shutil.copytree(bundle / "vae_decoder", bundle / "preview_decoder")
+    for path in (bundle / "schedules").iterdir():
+        table = ScheduleTable.load(path)
+        rows = tuple(dataclasses.replace(row, denoised=ESTIMATE) for row in table.rows)
+        dataclasses.replace(table, rows=rows).save(path)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    decoder = json.loads(json.dumps(manifest["components"]["vae_decoder"]))
+    decoder["variants"] = {"float32": "preview_decoder/model.onnx"}
+    manifest["components"]["preview_decoder"] = decoder
+    write_manifest(bundle, manifest)
+    return bundle
 
 
 @pytest.fixture

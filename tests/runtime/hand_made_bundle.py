@@ -29,6 +29,14 @@ _DATA = np.random.default_rng(5)
 EMBEDDING = _DATA.normal(size=(len(WORDS), FEATURES)).astype(np.float32)
 COLOURS = (_DATA.normal(size=(CHANNELS, 3)) / 2).astype(np.float32)
 
+# What the decoder costs: more than it does, so that limits can be tried on small clips.
+DECODER = {
+    "independent_frames": True,
+    "bytes_per_pixel": 200.0,
+    "bytes_per_latent_pair": 0.0,
+    "weights_bytes": 1000,
+}
+
 
 def make_bundle(path: Path) -> Path:
     """Write the bundle into a new folder."""
@@ -65,7 +73,7 @@ def make_manifest(schedules: dict[str, dict[str, str]]) -> dict[str, Any]:
             "text_encoder": _component(
                 "text_encoder",
                 {"input_ids": ("int64", ["B", "S"], "input_ids")},
-                {"last_hidden_state": ("float32", tokens, None)},
+                {"prompt_embeds": ("float32", tokens, None)},
             ),
             "unet": _component(
                 "unet",
@@ -80,12 +88,15 @@ def make_manifest(schedules: dict[str, dict[str, str]]) -> dict[str, Any]:
                 "vae_decoder",
                 {"latents": ("float32", latents, "latents")},
                 {"frames": ("uint8", ["B", "F", "H", "W", 3], None)},
-            ),
+            )
+            | {"decoder": DECODER},
         },
-        "tokenizer": {
-            "file": "tokenizer/tokenizer.json",
-            "max_length": MAX_LENGTH,
-            "pad_token_id": 1,
+        "tokenizers": {
+            "input_ids": {
+                "file": "tokenizer/tokenizer.json",
+                "max_length": MAX_LENGTH,
+                "pad_token_id": 1,
+            }
         },
         "latents": {"channels": CHANNELS, "vae_scale_factor_spatial": SCALE},
         "limits": {
@@ -145,9 +156,9 @@ def make_table(scheduler: str, num_inference_steps: int, noise_scale: float) -> 
 
 def make_text_encoder() -> onnx.ModelProto:
     return _model(
-        [helper.make_node("Gather", ["embedding", "input_ids"], ["last_hidden_state"])],
+        [helper.make_node("Gather", ["embedding", "input_ids"], ["prompt_embeds"])],
         [_tensor("input_ids", TensorProto.INT64, ["B", "S"])],
-        [_tensor("last_hidden_state", TensorProto.FLOAT, ["B", "S", FEATURES])],
+        [_tensor("prompt_embeds", TensorProto.FLOAT, ["B", "S", FEATURES])],
         {"embedding": EMBEDDING},
     )
 

@@ -23,6 +23,8 @@ PUBLIC_NAMES = {
     "NoiseGenerator",
     "OutputError",
     "ParameterError",
+    "PreviewInfo",
+    "SavedLatents",
     "ScheduleError",
     "ScheduleTable",
     "Settings",
@@ -32,6 +34,8 @@ PUBLIC_NAMES = {
     "VideoPipeline",
     "__version__",
     "denoise",
+    "load_latents",
+    "save_latents",
 }
 
 
@@ -62,7 +66,10 @@ def test_docs_show_the_help_as_it_is() -> None:
     assert text == make_document(), "run scripts/write_cli_docs.py"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/cli.md", "docs/python-api.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "docs/cli.md", "docs/export.md", "docs/families.md", "docs/python-api.md"],
+)
 def test_documented_commands_parse(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     lines = re.findall(r"^ *(?:\$ )?(mutoscope [a-z]+ [^#\n]*)", text, re.MULTILINE)
@@ -75,10 +82,10 @@ def test_documented_commands_parse(document: str) -> None:
 
 
 def test_python_in_the_docs_runs(
-    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preview_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bundle").symlink_to(bundle_path)
+    (tmp_path / "bundle").symlink_to(preview_bundle)
     text = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ class Pair:
     mutoscope: VideoPipeline
     schedulers: dict[str, Any]
     size: dict[str, int]
+
+    @contextmanager
+    def resized(self, size: dict[str, int]) -> Iterator[None]:
+        """Run both at another size."""
+        usual, self.size = self.size, self.size | size
+        try:
+            yield
+        finally:
+            self.size = usual
 
     def run_diffusers(self, scheduler: str, **options: Any) -> NDArray[np.int64]:
         self.diffusers.scheduler = self.schedulers[scheduler]
@@ -115,11 +125,25 @@ def test_frames_are_those_of_diffusers(
     assert np.abs(found - expected).max() <= MAX_DIFFERENCE
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_frames_of_another_size_and_length_are_those_of_diffusers(
+    pair: Pair, guidance_scale: float
+) -> None:
+    height, width, num_frames = (pair.size[name] for name in ("height", "width", "num_frames"))
+    size = {"height": 2 * width, "width": height, "num_frames": 2 * num_frames - 1}
+    options = {"num_inference_steps": 8, "guidance_scale": guidance_scale}
+    with pair.resized(size):
+        expected = pair.run_diffusers("own", **options)
+        found = pair.run_mutoscope("own", **options)
+    assert found.shape == expected.shape == (size["num_frames"], 2 * width, height, 3)
+    assert np.abs(found - expected).max() <= MAX_DIFFERENCE
+
+
 def test_a_negative_prompt_and_one_frame_are_those_of_diffusers(pair: Pair) -> None:
     options = {"negative_prompt": "blue square", "num_inference_steps": 8, "guidance_scale": 3.0}
-    pair.size = pair.size | {"num_frames": 1}
-    expected = pair.run_diffusers("own", **options)
-    assert np.abs(pair.run_mutoscope("own", **options) - expected).max() <= MAX_DIFFERENCE
+    with pair.resized({"num_frames": 1}):
+        expected = pair.run_diffusers("own", **options)
+        assert np.abs(pair.run_mutoscope("own", **options) - expected).max() <= MAX_DIFFERENCE
 
 
 def test_latents_in_place_of_a_seed_are_those_of_diffusers(pair: Pair) -> None:

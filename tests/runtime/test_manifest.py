@@ -61,7 +61,7 @@ def test_from_json_rejects_what_is_not_an_object(other: Any) -> None:
         (("components", "unet", "variants", "float32"), "unet/x.onnx", "names unet/x.onnx but"),
         (("schedules", "ddim", "x"), "schedules/ddim_1.json", "'x' must be a"),
         (("defaults", "scheduler"), "Nobody", "scheduler 'Nobody' has no schedules"),
-        (("tokenizer", "file"), "../tokenizer.json", "not inside the bundle"),
+        (("tokenizers", "input_ids", "file"), "../tokenizer.json", "not inside the bundle"),
         (("files", "/etc/passwd"), {"size_bytes": 1, "sha256": ""}, "'/etc/passwd', which is not"),
     ],
 )

@@ -179,6 +179,109 @@ def test_on_step_can_cancel() -> None:
     assert calls == [0, 1]
 
 
+def make_estimating_table(*pairs: tuple[float, float] | None) -> ScheduleTable:
+    """A table of two registers and noise, whose rows estimate by these pairs."""
+    keep = ScheduleUpdate(1, ((0, 1.0),))
+    mix = ScheduleUpdate(0, ((0, 0.9), (1, -0.2), ("model_output", -0.4), ("noise", 0.1)))
+    again = ScheduleUpdate(0, ((0, 0.5), (1, 0.5)))
+    rows = (ScheduleRow(100.0, 0.25, 1, (keep, mix, again), pair) for pair in pairs)
+    return make_table(*rows, num_registers=2, init_noise_sigma=3.0)
+
+
+def run_estimating(
+    table: ScheduleTable, on_step: Any, predict: Any = None
+) -> tuple[F32, list[tuple[F32, F32]]]:
+    """The result, and what each row's model saw and said."""
+    seen: list[tuple[F32, F32]] = []
+
+    def predict_and_keep(sample: F32, timestep: float) -> F32:
+        shown = sample.copy()
+        output = np.sin(3 * sample) if predict is None else predict(sample)
+        seen.append((shown, output.copy()))
+        return np.asarray(output)
+
+    noises = iter(make_latents(seed) for seed in range(50, 60))
+    result = denoise(
+        make_latents(), table, predict_and_keep, noise=lambda _: next(noises), on_step=on_step
+    )
+    return result, seen
+
+
+def test_a_step_estimates_from_the_latents_that_the_model_saw() -> None:
+    pairs = ((2.0, -1.5), (1.25, -0.5), (0.0, 1.0))
+    found: list[F32 | None] = []
+    _, seen = run_estimating(
+        make_estimating_table(*pairs), lambda info: found.append(info.denoised)
+    )
+    for (a, b), (sample, output), estimate in zip(pairs, seen, found, strict=True):
+        assert estimate is not None
+        # The model sees a quarter of the latents.
+        np.testing.assert_allclose(
+            estimate, a * 4 * sample + b * output, 0, RELATIVE_TOLERANCE * 10
+        )
+
+
+def test_looking_at_estimates_does_not_change_the_result() -> None:
+    def look(info: StepInfo) -> None:
+        assert info.denoised is not None
+
+    table = make_estimating_table(*[(2.0, -1.5)] * 4)
+    looked_at, _ = run_estimating(table, look)
+    not_asked, _ = run_estimating(table, lambda info: None)
+    not_shown, _ = run_estimating(table, None)
+    without, _ = run_estimating(make_estimating_table(*[None] * 4), lambda info: None)
+    np.testing.assert_array_equal(looked_at, not_shown)
+    np.testing.assert_array_equal(not_asked, not_shown)
+    np.testing.assert_array_equal(without, not_shown)
+
+
+def test_a_row_without_coefficients_has_no_estimate() -> None:
+    found: list[F32 | None] = []
+    table = make_estimating_table((1.0, 0.0), None)
+    run_estimating(table, lambda info: found.append(info.denoised))
+    assert found[0] is not None
+    assert found[1] is None
+    assert StepInfo(0, 1, 1.0, make_latents()).denoised is None
+
+
+def test_an_estimate_may_be_kept_but_not_written_to() -> None:
+    found: list[F32] = []
+
+    def on_step(info: StepInfo) -> None:
+        assert info.denoised is not None
+        assert info.denoised is info.denoised
+        assert not np.may_share_memory(info.denoised, info.latents)
+        found.append(info.denoised)
+
+    _, seen = run_estimating(make_estimating_table(*[(4.0, 0.0)] * 3), on_step)
+    for estimate, (sample, _output) in zip(found, seen, strict=True):
+        np.testing.assert_array_equal(estimate, 16 * sample)
+        assert estimate.shape == SHAPE
+        with pytest.raises(ValueError, match="read-only"):
+            estimate[...] = 0
+
+
+def test_an_estimate_cannot_be_asked_for_when_its_row_is_gone() -> None:
+    kept: list[StepInfo] = []
+    run_estimating(make_estimating_table((1.0, 1.0)), kept.append)
+    with pytest.raises(ParameterError, match=r"denoised was asked for after on_step had returned"):
+        _ = kept[0].denoised
+
+
+def test_predict_may_return_the_buffer_that_it_was_given() -> None:
+    def negate(sample: F32) -> F32:
+        return np.negative(sample, out=sample)
+
+    table = make_estimating_table(*[(0.5, 1.0)] * 3)
+    found: list[F32 | None] = []
+    in_place, _ = run_estimating(table, lambda info: found.append(info.denoised), negate)
+    copied, seen = run_estimating(table, None, lambda sample: -sample)
+    np.testing.assert_array_equal(in_place, copied)
+    for estimate, (sample, _output) in zip(found, seen, strict=True):
+        assert estimate is not None
+        np.testing.assert_allclose(estimate, sample, rtol=RELATIVE_TOLERANCE)
+
+
 def test_a_table_that_draws_noise_needs_noise() -> None:
     with pytest.raises(ParameterError, match="noise is None; Made draws noise in its steps: pass"):
         denoise(make_latents(), make_table(make_row(ADD_NOISE, noise_draws=1)), predict_zero)

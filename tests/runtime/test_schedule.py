@@ -25,7 +25,7 @@ def make_table() -> ScheduleTable:
         num_registers=2,
         rows=(
             ScheduleRow(999.0, 0.5, 0, (keep, first)),
-            ScheduleRow(499.0, 1.0, 2, (second,)),
+            ScheduleRow(499.0, 1.0, 2, (second,), (1.5, -0.25)),
         ),
         provenance={"diffusers": "0.0", "config": {"beta_start": 0.1}},
     )
@@ -90,6 +90,20 @@ def test_a_table_tells_whether_it_draws_noise() -> None:
     assert table.max_terms_per_row == 3
 
 
+def test_a_table_tells_whether_any_row_has_an_estimate() -> None:
+    data = make_table().to_json()
+    assert data["rows"][1]["denoised"] == [1.5, -0.25]
+    assert "denoised" not in data["rows"][0]
+    assert make_table().has_denoised
+    assert not ScheduleTable.from_json(change(("rows", 1, "denoised"), ...)).has_denoised
+
+
+def test_a_table_of_an_older_version_has_no_estimates() -> None:
+    older = ScheduleTable.from_json(change(("rows", 1, "denoised"), ...))
+    assert [row.denoised for row in older.rows] == [None, None]
+    assert older.rows[1].updates == make_table().rows[1].updates
+
+
 def test_repr_tells_tables_apart_in_one_line() -> None:
     assert repr(make_table()) == (
         "<ScheduleTable DDIMScheduler epsilon, 2 steps, 2 rows, 2 registers, up to 3 terms, "
@@ -114,6 +128,10 @@ def test_repr_tells_tables_apart_in_one_line() -> None:
         (("rows", 0, "timestep"), float("inf"), "row 0: timestep is inf; it must be a finite"),
         (("rows", 0, "timestep"), 10**400, "row 0: timestep is a int; it must be a finite"),
         (("rows", 0, "timestep"), ..., "row 0: timestep is missing"),
+        (("rows", 1, "denoised"), [1.0], r"row 1: denoised is \[1.0\]; it must be two finite numb"),
+        (("rows", 1, "denoised"), [1.0, "2"], "row 1: denoised is .* must be two finite numbers"),
+        (("rows", 1, "denoised"), [1.0, float("inf")], "row 1: denoised is .* two finite numbers"),
+        (("rows", 1, "denoised"), 1.0, "row 1: denoised is 1.0; it must be two finite numbers"),
         (("rows", 0, "noise_draws"), -1, "row 0: noise_draws is -1; it must be a whole number"),
         (("rows", 0, "noise_draws"), 10**6, "row 0: noise_draws is 1000000; it must lie within"),
         (("rows", 1), 5, "row 1 is 5; it must be an object"),
@@ -165,4 +183,7 @@ def test_load_names_a_file_that_is_absent(tmp_path: Path) -> None:
 def test_a_table_made_by_hand_is_checked_too() -> None:
     row = ScheduleRow(1.0, 1.0, 0, (ScheduleUpdate(3, ((0, 1.0),)),))
     with pytest.raises(ScheduleError, match="row 0: an update writes register 3"):
+        ScheduleTable("Mine", 1, "epsilon", 1.0, 1, (row,))
+    row = ScheduleRow(1.0, 1.0, 0, (), (1.0, float("nan")))
+    with pytest.raises(ScheduleError, match=r"row 0: denoised is .*both numbers must be finite"):
         ScheduleTable("Mine", 1, "epsilon", 1.0, 1, (row,))

@@ -10,7 +10,7 @@ from mutoscope.runtime.tokenizer import TextTokenizer
 
 @pytest.fixture
 def tokenizer(bundle_path: Path) -> TextTokenizer:
-    record = Bundle.open(bundle_path).manifest.tokenizer
+    record = Bundle.open(bundle_path).manifest.tokenizers["input_ids"]
     return TextTokenizer(bundle_path / record.file, record)
 
 

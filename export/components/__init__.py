@@ -1,0 +1,1 @@
+"""The modules that several families share: text and image encoders, decoders."""

@@ -1,0 +1,54 @@
+"""Options that several commands have, and how their text is read."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from mutoscope.runtime.errors import ParameterError
+
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_bytes(text: str) -> int:
+    """Return a size in bytes: "2GiB" and "2G" are 2 * 2^30, "2GB" is 2 * 10^9, "800" is 800.
+
+    Raises:
+        ParameterError: It is not a size above 0.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise ParameterError(
+            f"{text!r} is not a size in bytes: use for example 2GiB, 800MB or 1.5G"
+        )
+    number, unit = match[1], (match[2] or "").lower()
+    # As everywhere: K, M, G alone and KiB, MiB, GiB are powers of 1024, KB, MB, GB of 1000.
+    decimal = len(unit) == 1 and text.strip().lower().endswith("b")
+    size = round(float(number) * (1000 if decimal else 1024) ** _POWERS[unit[:1]])
+    if size < 1:
+        raise ParameterError(f"{text!r} must be a size above 0: use for example 2GiB")
+    return size
+
+
+def read_bytes_option(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | None:
+    """Return the value of an option that is a size, for click's `callback`."""
+    if value is None:
+        return None
+    try:
+        return parse_bytes(value)
+    except ParameterError as err:
+        raise click.BadParameter(str(err)) from err
+
+
+memory_limit_option = click.option(
+    "--memory-limit",
+    "memory_limit_bytes",
+    metavar="SIZE",
+    callback=read_bytes_option,
+    show_default="none",
+    help="What the process may use while it decodes, e.g. 2GiB or 800MB. Meant with --memory low.",
+)

@@ -1,0 +1,238 @@
+"""What a denoiser is told beside the latents: prompts, images and numbers, encoded.
+
+The manifest says which components encode what; they run in its order, and each finds the outputs of
+the ones before it by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mutoscope.engines.engine import Array
+from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.components import Components
+from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.manifest import (
+    DECODERS,
+    DENOISERS,
+    NOISE,
+    PROMPT_EMBEDS,
+    ZEROS,
+    ComponentRecord,
+)
+from mutoscope.runtime.noise import NoiseGenerator
+from mutoscope.runtime.sampler import F32
+from mutoscope.runtime.timings import Timings
+from mutoscope.runtime.tokenizer import TextTokenizer
+
+Values = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class PromptInput:
+    """One side of guidance: a text, or what the text encoder would make of it.
+
+    Attributes:
+        name: What messages call it: "prompt" or "negative_prompt".
+        text: None if there are `embeds`, or if the encoders' outputs are to be zeros.
+        embeds: Outputs of the text encoder by name, float32.
+    """
+
+    name: str
+    text: str | None = None
+    embeds: dict[str, F32] = field(default_factory=dict)
+
+
+class ConditionEncoder:
+    """Runs the components of a bundle that encode conditions."""
+
+    def __init__(self, bundle: Bundle, components: Components) -> None:
+        """Prepare; nothing is loaded yet."""
+        self._bundle = bundle
+        self._components = components
+        self._tokenizers: dict[str, TextTokenizer] = {}
+        manifest = bundle.manifest
+        self._encoders = {
+            name: record
+            for name, record in manifest.components.items()
+            if name not in (*DENOISERS, *DECODERS)
+        }
+        self._prompt_sources = set(manifest.tokenizers)
+        for record in self._encoders.values():
+            if self._depends_on_prompt(record):
+                self._prompt_sources |= set(record.outputs)
+
+    @property
+    def takes_prompt(self) -> bool:
+        """Whether the bundle makes videos of a text."""
+        return bool(self.prompt_embeds)
+
+    @property
+    def _encoded_sources(self) -> set[str]:
+        return {output for record in self._encoders.values() for output in record.outputs}
+
+    @property
+    def prompt_embeds(self) -> dict[str, str]:
+        """What the denoiser takes of a prompt, with its feature length as text ("D" if unknown)."""
+        denoiser = self._bundle.find_component(self._components.denoiser)
+        return {
+            tensor.source: str(tensor.shape[-1]) if isinstance(tensor.shape[-1], int) else "D"
+            for tensor in denoiser.inputs.values()
+            if tensor.source in (*PROMPT_EMBEDS, *self._prompt_sources)
+        }
+
+    def make_prompt(
+        self, name: str, text: str | None, embeds: F32 | Mapping[str, F32] | None
+    ) -> PromptInput:
+        """Return a prompt, checked; raises `ParameterError`.
+
+        Args:
+            name: "prompt" or "negative_prompt".
+            text: Any text.
+            embeds: float32 [1, S, D] if the text encoder has one output, else a mapping of all.
+        """
+        if text is not None and embeds is not None:
+            raise ParameterError(f"{name} and {name}_embeds are both given: leave one out")
+        if not self.takes_prompt and (text is not None or embeds is not None):
+            raise ParameterError(
+                f"{name} is given, but this bundle makes a video of an image alone: leave it out"
+            )
+        if text is not None and not isinstance(text, str):
+            raise ParameterError(f"{name} is a {type(text).__name__}; it must be a string")
+        if text is not None and not self._encoded_sources >= set(self.prompt_embeds):
+            raise ParameterError(
+                f"{name} is a text, but this bundle has no text encoder: give {name}_embeds"
+            )
+        if embeds is None:
+            return PromptInput(name, text)
+        return PromptInput(name, None, self._check_embeds(f"{name}_embeds", embeds))
+
+    def encode(
+        self,
+        prompts: list[PromptInput],
+        values: Values,
+        generator: NoiseGenerator,
+        timings: Timings,
+    ) -> list[Values]:
+        """Return all that the denoiser may take, by source, for each pass of guidance.
+
+        Args:
+            prompts: The prompt and, with guidance, the negative prompt, by whose side the inputs
+                that the manifest calls unconditional become zeros.
+            values: What is known already, by source: images, conditions, sizes.
+            generator: The noise of the encoders is drawn from it, in their order.
+            timings: Where the time is added.
+        """
+        passes = [self._start_pass(prompt, values, timings) for prompt in prompts]
+        for name, record in self._encoders.items():
+            if self._depends_on_prompt(record):
+                self._encode_prompts(name, record, prompts, passes, timings)
+            else:
+                noise = self._draw_noise(record, values, generator)
+                outputs = self._components.run_all(name, timings, {**values, **noise})
+                for known in (values, *passes):
+                    known.update(outputs)
+            self._components.release(name)
+        for unconditional in passes[1:]:
+            self._zero_unconditional(unconditional)
+        return passes
+
+    def _start_pass(self, prompt: PromptInput, values: Values, timings: Timings) -> Values:
+        """What is known before any encoder runs."""
+        known: Values = {**values, **prompt.embeds}
+        if prompt.text is not None:
+            for source in self._bundle.manifest.tokenizers:
+                tokenizer = self._load_tokenizer(source, timings)
+                known[source] = tokenizer.encode(prompt.name, prompt.text)
+        return known
+
+    def _encode_prompts(
+        self,
+        name: str,
+        record: ComponentRecord,
+        prompts: list[PromptInput],
+        passes: list[Values],
+        timings: Timings,
+    ) -> None:
+        """Run a text encoder for each pass that has not its outputs already."""
+        for prompt, known in zip(prompts, passes, strict=True):
+            if set(record.outputs) <= set(known):
+                continue
+            if prompt.text is None:
+                known.update(
+                    {output: np.zeros_like(passes[0][output]) for output in record.outputs}
+                )
+            else:
+                known.update(self._components.run_all(name, timings, known))
+
+    def _zero_unconditional(self, values: Values) -> None:
+        denoiser = self._bundle.find_component(self._components.denoiser)
+        for tensor in denoiser.inputs.values():
+            if tensor.unconditional == ZEROS and tensor.source in values:
+                values[tensor.source] = np.zeros_like(values[tensor.source])
+
+    def _draw_noise(
+        self, record: ComponentRecord, values: Values, generator: NoiseGenerator
+    ) -> Values:
+        """Noise for an encoder that takes some; its shape follows from the other inputs."""
+        wanted = [tensor for tensor in record.inputs.values() if tensor.source == NOISE]
+        if not wanted:
+            return {}
+        lengths: dict[int | str, int] = {}
+        for tensor in record.inputs.values():
+            value = values.get(tensor.source or "")
+            if value is not None and value.ndim == len(tensor.shape):  # numbers have no axes yet
+                lengths.update(zip(tensor.shape, value.shape, strict=True))
+        (tensor,) = wanted
+        shape = tuple(lengths[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
+        return {NOISE: generator.normal(shape)}
+
+    def _depends_on_prompt(self, record: ComponentRecord) -> bool:
+        return any(tensor.source in self._prompt_sources for tensor in record.inputs.values())
+
+    def _check_embeds(self, name: str, embeds: F32 | Mapping[str, F32]) -> dict[str, F32]:
+        outputs, main = self.prompt_embeds, PROMPT_EMBEDS[0]
+        given = dict(embeds) if isinstance(embeds, Mapping) else {main: embeds}
+        if set(given) != set(outputs):
+            raise ParameterError(
+                f"{name} has {', '.join(given)}; this bundle's denoiser takes "
+                f"{', '.join(outputs)}: give a mapping with all of them"
+            )
+        for output, array in given.items():
+            features = outputs[output]
+            is_main = output == main
+            shape = ("1", "S", features) if is_main else ("1", features)
+            check_array(name if is_main else f"{name}[{output!r}]", array, shape)
+        return given
+
+    def _load_tokenizer(self, source: str, timings: Timings) -> TextTokenizer:
+        if source not in self._tokenizers:
+            with timings.measure("seconds_load"):
+                record = self._bundle.manifest.tokenizers[source]
+                path = self._bundle.load_file(record.file)
+                self._tokenizers[source] = TextTokenizer(path, record)
+        return self._tokenizers[source]
+
+
+def check_array(name: str, array: F32, shape: tuple[str, ...]) -> None:
+    """Raise `ParameterError` unless an array is float32, finite and of this shape.
+
+    Args:
+        name: What the message calls it.
+        array: What the caller gave.
+        shape: For each axis its length, or a letter if it may have any.
+    """
+    rule = f"float32 [{', '.join(shape)}]"
+    if not isinstance(array, np.ndarray):
+        raise ParameterError(f"{name} is a {type(array).__name__}; it must be a numpy {rule}")
+    fits = array.ndim == len(shape) and all(
+        not wanted.isdigit() or int(wanted) == length
+        for wanted, length in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != np.float32 or not fits:
+        raise ParameterError(f"{name} is {array.dtype}{list(array.shape)}; it must be {rule}")
+    if not np.isfinite(array).all():
+        raise ParameterError(f"{name} has values that are not finite")
