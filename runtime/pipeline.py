@@ -21,6 +21,7 @@ from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.components import Components
 from mutoscope.runtime.conditioning import ConditionEncoder, PromptInput, Values, check_array
 from mutoscope.runtime.decoder import decode_latents, make_decode_plan
+from mutoscope.runtime.decoding import OnRun
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.manifest import LATENTS, PREVIEW_DECODER, TIMESTEP
 from mutoscope.runtime.noise import NoiseGenerator
@@ -147,6 +148,7 @@ class VideoPipeline:
         scheduler: str | None = None,
         on_step: OnStep | None = None,
         on_preview: OnPreview | None = None,
+        on_decode: OnRun | None = None,
     ) -> Video:
         """Return a video of a prompt, an image or both, as the bundle takes them.
 
@@ -178,10 +180,12 @@ class VideoPipeline:
             on_step: Called after each step with a `StepInfo`; returns False to cancel.
             on_preview: Called after each step with a `PreviewInfo`, the frames as the model takes
                 them to be; for a bundle with a preview decoder.
+            on_decode: Called after each run of the decoder with a `DecodeProgress`; returns False
+                to cancel.
 
         Raises:
             BundleError: A file of the bundle is damaged.
-            CancelledError: on_step asked to stop.
+            CancelledError: on_step or on_decode asked to stop.
             EngineError: A graph cannot be loaded or run.
             ParameterError: An argument is not allowed; the message names a value that is.
 
@@ -217,7 +221,7 @@ class VideoPipeline:
             generator = NoiseGenerator(settings.seed)
             passes = self._conditions.encode(prompts, values, generator, timings)
             clean = self._denoise(settings, latents, passes, generator, timings, on_step)
-            frames = decode_latents(self._components, clean, plan, timings)
+            frames = decode_latents(self._components, clean, plan, timings, on_run=on_decode)
         return Video(
             frames=frames,
             latents=clean,

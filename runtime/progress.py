@@ -28,10 +28,13 @@ class ProgressBar:
             num_steps: Steps until it is done.
             stream: Where to draw; None is stderr.
         """
-        self._label = label
-        self._num_steps = num_steps
         self._stream = sys.stderr if stream is None else stream
         self._is_terminal = self._stream.isatty()
+        self._begin(label, num_steps)
+
+    def _begin(self, label: str, num_steps: int) -> None:
+        self._label = label
+        self._num_steps = num_steps
         self._start = time.monotonic()
         self._drawn_at = -_REDRAW_SECONDS if self._is_terminal else 0.0
         self._drawn_width = 0
@@ -48,6 +51,14 @@ class ProgressBar:
         traceback: TracebackType | None,
     ) -> None:
         """Leave the last state of the bar on its line."""
+        self._end_line()
+
+    def begin_next(self, label: str, num_steps: int) -> None:
+        """Leave the bar on its line, and begin another one below it."""
+        self._end_line()
+        self._begin(label, num_steps)
+
+    def _end_line(self) -> None:
         if self._is_terminal and self._drawn_width:
             self._stream.write("\n")
             self._stream.flush()

@@ -20,11 +20,13 @@ from mutoscope.engines.onnxruntime_engine import (
 )
 from mutoscope.runtime.commands.options import memory_limit_option
 from mutoscope.runtime.decoder import make_decode_plan
+from mutoscope.runtime.decoding import DecodeProgress
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.latents_files import check_latents_output, save_latents
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.preview import OnPreview, PreviewKind, TerminalPreview, open_preview
 from mutoscope.runtime.progress import ProgressBar
+from mutoscope.runtime.sampler import StepInfo
 from mutoscope.runtime.settings import SEED_MAX, Settings, make_settings
 from mutoscope.runtime.video import Video
 from mutoscope.runtime.video_files import Clip, check_output, find_ending
@@ -234,10 +236,11 @@ def generate(
         plan = make_decode_plan(pipeline.bundle, settings.latents_shape, memory_limit_bytes)
         if plan.tile_height is not None:
             click.echo(f"decoding {plan.describe()}", err=True)
+        num_decodes = plan.count_runs(settings.latents_shape)
         results = []
         for target in targets:
             options["seed"] = target.seed
-            video = _generate_one(pipeline, inputs, settings, options, target)
+            video = _generate_one(pipeline, inputs, settings, options, target, num_decodes)
             results.append(_save(pipeline, video, target, force=force))
     if as_json:
         click.echo(json.dumps({"bundle": str(pipeline.bundle.path), "videos": results}))
@@ -289,15 +292,27 @@ def _generate_one(
     settings: Settings,
     options: dict[str, Any],
     target: _Target,
+    num_decodes: int,
 ) -> Video:
     """Generate with a progress bar, or with a preview on the terminal in its place."""
     if isinstance(target.preview, TerminalPreview):
         return pipeline.generate(on_preview=target.preview, **inputs, **options)
     table = pipeline.bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
     with ProgressBar(Path(target.output).name, len(table.rows)) as bar:
+
+        def show_step(info: StepInfo) -> None:
+            bar.update(info.step_index + 1)
+            if info.step_index + 1 == info.num_steps and num_decodes > 1:
+                bar.begin_next("decoding", num_decodes)
+
+        def show_decode(progress: DecodeProgress) -> None:
+            if num_decodes > 1:
+                bar.update(progress.num_runs_done)
+
         return pipeline.generate(
-            on_step=lambda info: bar.update(info.step_index + 1),
+            on_step=show_step,
             on_preview=target.preview,
+            on_decode=show_decode,
             **inputs,
             **options,
         )

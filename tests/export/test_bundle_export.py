@@ -25,7 +25,7 @@ from mutoscope.runtime.manifest import DefaultsRecord, Manifest
 from mutoscope.runtime.schedule import ScheduleTable
 from tests.conftest import CommandResult, RunCommand
 
-# Nodes and small constants; the weights of this decoder are some hundred kilobytes.
+# Nodes and small constants; the weights of this decoder are 97 kB.
 MAXIMUM_TILE_GRAPH_BYTES = 40_000
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 

@@ -306,3 +306,18 @@ def test_a_bundle_without_a_text_encoder_takes_embeddings(own_bundle: Path) -> N
         pipeline.generate(prompt_embeds=EMBEDS, guidance_scale=1)
         with pytest.raises(ParameterError, match="has no text encoder: give prompt_embeds"):
             pipeline.generate("a red circle")
+
+
+def test_decoding_can_be_watched_and_cancelled(bundle_path: Path) -> None:
+    # 6 frames of 32 x 48 at 200 bytes a pixel do not fit into what is left of the limit at once.
+    with VideoPipeline.open(bundle_path, memory_limit_bytes=101 * 2**20) as pipeline:
+        seen: list[tuple[int, int]] = []
+        pipeline.generate(
+            "a red circle",
+            num_inference_steps=1,
+            on_decode=lambda progress: seen.append((progress.num_runs_done, progress.num_runs)),
+        )
+        assert len(seen) > 1
+        assert seen == [(number + 1, len(seen)) for number in range(len(seen))]
+        with pytest.raises(CancelledError):
+            pipeline.generate("a red circle", num_inference_steps=1, on_decode=lambda _: False)

@@ -48,6 +48,20 @@ def test_a_terminal_is_not_drawn_on_more_often_than_eyes_can_see(clock: Clock) -
     assert text.count("\r") < 15
 
 
+def test_the_next_bar_is_on_a_line_and_a_clock_of_its_own(clock: Clock) -> None:
+    stream = Terminal()
+    with ProgressBar("x.mp4", 1, stream=stream) as bar:
+        clock.now += 5.0
+        bar.update(1)
+        bar.begin_next("decoding", 4)
+        clock.now += 2.0
+        bar.update(1)
+    first, second, rest = stream.getvalue().split("\n")
+    assert first.rpartition("\r")[2] == "x.mp4 [########################] 1/1, 5.0 s"
+    assert second.rpartition("\r")[2] == "decoding [######------------------] 1/4, 6.0 s left"
+    assert rest == ""
+
+
 def test_a_log_of_short_work_stays_empty(clock: Clock) -> None:
     assert run_bar(io.StringIO(), clock, num_steps=25, seconds=1.0) == ""
 
