@@ -38,8 +38,13 @@ def open_family(checkpoint: Checkpoint) -> FamilyExport:
             f"use one of {known}"
         )
     family: FamilyExport = importlib.import_module(module_name).open_family(checkpoint)
-    check_lora_components(checkpoint.loras, family.weight_shapes)
     if checkpoint.loras:
+        if not family.weight_shapes:
+            raise CheckpointError(
+                f"{checkpoint.name} is of the family {family.family}, which takes no LoRAs: leave "
+                "them out"
+            )
+        check_lora_components(checkpoint.loras, family.weight_shapes)
         for component, read_shapes in family.weight_shapes.items():
             check_loras(checkpoint.loras, component, read_shapes())
     if checkpoint.preset is None:

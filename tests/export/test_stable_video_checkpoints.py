@@ -104,6 +104,7 @@ def test_parts_that_do_not_fit_are_refused(
     [
         ({"motion_adapter": Path("adapter")}, r"has motion of its own: leave out .* adapter$"),
         ({"preset": find_preset("lcm")}, r"is not an AnimateDiff model, .* lcm .*: leave it out$"),
+        ({"loras": ("any",)}, r"is of the family .*, which takes no LoRAs: leave them out$"),
     ],
 )
 def test_what_belongs_to_animatediff_is_refused(
