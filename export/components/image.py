@@ -82,9 +82,40 @@ def make_noised_image_encoder(
     """
     vae = load_model(vae_class, checkpoint.component_folder("vae"))
     vae.decoder = None  # most of the memory
-    factor = find_vae_scale_factor(vae.config)
     image = ("batch", 3, "height", "width")
-    latents = ("batch", vae.config.latent_channels, "latent_height", "latent_width")
+    return make_latents_encoder(
+        NoisedImageEncoder(vae),
+        vae.config,
+        inputs={
+            "image": TensorRecord("float32", image, source),
+            "noise": TensorRecord("float32", image, "noise"),
+            "noise_aug_strength": TensorRecord("float32", ("batch",), strength),
+        },
+        ranges={"image": (-1.0, 1.0), "noise_aug_strength": (0.0, 0.5)},
+        # diffusers computes it so; it decodes in float16 all the same.
+        float32_only=bool(vae.config.get("force_upcast", False)),
+    )
+
+
+def make_latents_encoder(
+    module: torch.nn.Module,
+    vae_config: dict[str, Any],
+    *,
+    inputs: dict[str, TensorRecord],
+    ranges: dict[str, tuple[float, float]],
+    float32_only: bool = False,
+) -> ComponentExport:
+    """Return an encoder of images to latents.
+
+    Args:
+        module: Takes the inputs and returns image_latents float32 [B, C, h, w].
+        vae_config: Of its VAE.
+        inputs: Images are ("batch", 3, "height", "width").
+        ranges: What is drawn evenly of them.
+        float32_only: See `ComponentExport`.
+    """
+    factor = find_vae_scale_factor(vae_config)
+    latents = ("batch", vae_config["latent_channels"], "latent_height", "latent_width")
 
     def sizes(batch: int, height: int, width: int) -> dict[str, int]:
         return {
@@ -97,17 +128,12 @@ def make_noised_image_encoder(
 
     return ComponentExport(
         name="vae_encoder",
-        module=NoisedImageEncoder(vae),
-        inputs={
-            "image": TensorRecord("float32", image, source),
-            "noise": TensorRecord("float32", image, "noise"),
-            "noise_aug_strength": TensorRecord("float32", ("batch",), strength),
-        },
+        module=module,
+        inputs=inputs,
         outputs={"image_latents": TensorRecord("float32", latents)},
         multiples={"height": factor, "width": factor},
         trace_sizes=sizes(2, 3, 5),
         parity_sizes=(sizes(1, 4, 2), sizes(3, 2, 7)),
-        ranges={"image": (-1.0, 1.0), "noise_aug_strength": (0.0, 0.5)},
-        # diffusers computes it so; it decodes in float16 all the same.
-        float32_only=bool(vae.config.get("force_upcast", False)),
+        ranges=ranges,
+        float32_only=float32_only,
     )

@@ -49,3 +49,12 @@ def check_classes(
                 f"{checkpoint.name} has a {component} of class {found}; {kind} has "
                 f"{' or '.join(classes)}"
             )
+
+
+def check_no_motion_adapter(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` if a motion adapter was given to a model that needs none."""
+    if checkpoint.motion_adapter is not None:
+        raise CheckpointError(
+            f"{checkpoint.name} has motion of its own: leave out the motion adapter "
+            f"{checkpoint.motion_adapter.name}"
+        )

@@ -6,6 +6,7 @@ Specific Tuning", 2023; diffusers.UNetMotionModel (tests/export/test_animatediff
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from diffusers import UNetMotionModel
 
 from mutoscope.export.checkpoint import Checkpoint
+from mutoscope.export.components.denoiser import make_side_limit, make_unet_sizes
 from mutoscope.export.components.loading import load_component
 from mutoscope.export.errors import CheckpointError
 from mutoscope.export.families.contract import ComponentExport
@@ -59,8 +61,7 @@ class MotionUnet:
 
     def make_limits(self, vae_scale_factor: int) -> LimitsRecord:
         """Return the sizes that the UNet takes: whole numbers of its smallest block."""
-        multiple = vae_scale_factor * 2 ** (len(self.config["block_out_channels"]) - 1)
-        side = LimitRecord(minimum=multiple, multiple=multiple)
+        side = make_side_limit(self.config, vae_scale_factor)
         return LimitsRecord(side, side, num_frames=LimitRecord(1, self.maximum_frames))
 
     def read_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -161,19 +162,8 @@ def make_unet_component(
     latents = ("batch", unet.config.in_channels, "num_frames", "latent_height", "latent_width")
     features = unet.config.cross_attention_dim
     features = max(features) if isinstance(features, list | tuple) else features
-    # An odd number of halvings would make diffusers take another path, fixed while tracing.
     multiple = 2**unet.num_upsamplers
-
-    def sizes(
-        batch: int, num_frames: int, height: int, width: int, sequence: int
-    ) -> dict[str, int]:
-        return {
-            "batch": batch,
-            "num_frames": num_frames,
-            "latent_height": height * multiple,
-            "latent_width": width * multiple,
-            "sequence": sequence,
-        }
+    sizes = functools.partial(make_unet_sizes, multiple)
 
     maximum = min(6, unet.config.motion_max_seq_length)
     return ComponentExport(
@@ -189,7 +179,7 @@ def make_unet_component(
         },
         outputs={"out_sample": TensorRecord("float32", latents)},
         multiples={"latent_height": multiple, "latent_width": multiple},
-        trace_sizes=sizes(2, 3, 2, 3, 7),
-        parity_sizes=(sizes(1, 1, 1, 2, 5), sizes(2, maximum, 3, 2, 9)),
+        trace_sizes=sizes(2, 3, 2, 3, sequence=7),
+        parity_sizes=(sizes(1, 1, 1, 2, sequence=5), sizes(2, maximum, 3, 2, sequence=9)),
         ranges=ranges or {},
     )

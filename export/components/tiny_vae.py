@@ -11,43 +11,16 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
 
-import torch
 from diffusers import AutoencoderTiny
 
 from mutoscope.export.checkpoint import load_json_object, load_model
+from mutoscope.export.components.frames import FrameDecoder, make_frame_decoder
 from mutoscope.export.errors import CheckpointError
 from mutoscope.export.families.contract import ComponentExport
-from mutoscope.runtime.manifest import LatentsRecord, TensorRecord
+from mutoscope.runtime.manifest import LatentsRecord
 
-CLASS_NAME = "AutoencoderTiny"
-
-
-class TinyFrameDecoder(torch.nn.Module):
-    """latents [B, C, F, h, w] -> frames uint8 [B, F, H, W, 3].
-
-    As decode_latents of the pipelines, then VideoProcessor.postprocess_video, then the rounding
-    with which diffusers makes images. The latents are those of the sampler: a tiny decoder is
-    trained on them as they are, so its own scaling factor is 1.
-    """
-
-    def __init__(self, vae: Any) -> None:
-        """Wrap the loaded model."""
-        super().__init__()
-        self.vae = vae
-        self.scale = 1 / vae.config.scaling_factor
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the frames."""
-        batch, channels, num_frames, height, width = latents.shape
-        images = self.scale * latents
-        images = images.permute(0, 2, 1, 3, 4).reshape(batch * num_frames, channels, height, width)
-        dtype = self.vae.decoder.layers[0].weight.dtype
-        images = self.vae.decode(images.to(dtype), return_dict=False)[0].float()  # [B * F, 3, H, W]
-        images = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B * F, H, W, 3]
-        frames = images.reshape(batch, num_frames, images.shape[1], images.shape[2], 3)
-        return (frames * 255).round().to(torch.uint8)
+TINY_CLASS_NAME = "AutoencoderTiny"
 
 
 def make_tiny_vae_decoder(folder: Path, *, name: str, latents: LatentsRecord) -> ComponentExport:
@@ -64,22 +37,9 @@ def make_tiny_vae_decoder(folder: Path, *, name: str, latents: LatentsRecord) ->
     factor = check_tiny_vae(folder, latents)
     vae = load_model(AutoencoderTiny, folder)
     vae.encoder = None
-    axes = ("latent_height", "latent_width")
-
-    def sizes(batch: int, num_frames: int, height: int, width: int) -> dict[str, int]:
-        size = {"batch": batch, "num_frames": num_frames, axes[0]: height, axes[1]: width}
-        return {**size, "height": height * factor, "width": width * factor}
-
-    shape = ("batch", latents.channels, "num_frames", *axes)
-    return ComponentExport(
-        name=name,
-        module=TinyFrameDecoder(vae),
-        inputs={"latents": TensorRecord("float32", shape, "latents")},
-        outputs={
-            "frames": TensorRecord("uint8", ("batch", "num_frames", "height", "width", 3)),
-        },
-        trace_sizes=sizes(2, 3, 4, 6),
-        parity_sizes=(sizes(1, 1, 5, 3), sizes(2, 4, 3, 7)),
+    # Trained on the sampler's latents as they are, so its own scaling factor is 1.
+    return make_frame_decoder(
+        FrameDecoder(vae), channels=latents.channels, factor=factor, name=name
     )
 
 
@@ -91,9 +51,9 @@ def check_tiny_vae(folder: Path, latents: LatentsRecord) -> int:
     """
     config = load_json_object(folder / "config.json")
     found = config.get("_class_name")
-    if found != CLASS_NAME:
+    if found != TINY_CLASS_NAME:
         raise CheckpointError(
-            f"{folder.name} is a {found}, not an {CLASS_NAME}: save one with "
+            f"{folder.name} is a {found}, not an {TINY_CLASS_NAME}: save one with "
             "AutoencoderTiny.save_pretrained(FOLDER)"
         )
     # What a configuration leaves out is as the class has it.

@@ -7,41 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL
 
 from mutoscope.export.checkpoint import Checkpoint, load_json_object, load_model
-from mutoscope.export.components.tiny_vae import check_tiny_vae, make_tiny_vae_decoder
+from mutoscope.export.components.frames import FrameDecoder, make_frame_decoder
+from mutoscope.export.components.tiny_vae import (
+    TINY_CLASS_NAME,
+    check_tiny_vae,
+    make_tiny_vae_decoder,
+)
 from mutoscope.export.errors import CheckpointError
 from mutoscope.export.families.contract import ComponentExport
-from mutoscope.runtime.manifest import LatentsRecord, TensorRecord
-
-TINY_CLASS = "AutoencoderTiny"
-
-
-class FrameDecoder(torch.nn.Module):
-    """latents [B, C, F, h, w] -> frames uint8 [B, F, H, W, 3].
-
-    As decode_latents of the pipelines, then VideoProcessor.postprocess_video, then the rounding
-    with which diffusers makes images.
-    """
-
-    def __init__(self, vae: Any) -> None:
-        """Wrap the loaded model."""
-        super().__init__()
-        self.vae = vae
-        self.scale = 1 / vae.config.scaling_factor
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the frames."""
-        batch, channels, num_frames, height, width = latents.shape
-        images = self.scale * latents
-        images = images.permute(0, 2, 1, 3, 4).reshape(batch * num_frames, channels, height, width)
-        dtype = self.vae.decoder.conv_in.weight.dtype
-        images = self.vae.decode(images.to(dtype), return_dict=False)[0].float()  # [B * F, 3, H, W]
-        images = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B * F, H, W, 3]
-        frames = images.reshape(batch, num_frames, images.shape[1], images.shape[2], 3)
-        return (frames * 255).round().to(torch.uint8)
+from mutoscope.runtime.manifest import LatentsRecord
 
 
 def make_decoders(
@@ -79,7 +56,7 @@ def _open_given_decoder(
 ) -> Callable[[], ComponentExport]:
     """Return the maker of the decoder in a folder, an AutoencoderTiny or an AutoencoderKL."""
     config = load_json_object(folder / "config.json")
-    if config.get("_class_name") == TINY_CLASS:
+    if config.get("_class_name") == TINY_CLASS_NAME:
         check_tiny_vae(folder, latents)
         return functools.partial(make_tiny_vae_decoder, folder, name=name, latents=latents)
     for what, found, wanted in (
@@ -98,21 +75,9 @@ def make_vae_decoder(folder: Path, *, name: str = "vae_decoder") -> ComponentExp
     """Return the decoder of the AutoencoderKL in a folder; raises `CheckpointError`."""
     vae = load_model(AutoencoderKL, folder)
     vae.encoder = vae.quant_conv = None  # half of the memory; the decoder needs neither
-    axes = ("latent_height", "latent_width")
-    latents = ("batch", vae.config.latent_channels, "num_frames", *axes)
-
-    def sizes(batch: int, num_frames: int, height: int, width: int) -> dict[str, int]:
-        size = {"batch": batch, "num_frames": num_frames, axes[0]: height, axes[1]: width}
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        return {**size, "height": height * factor, "width": width * factor}
-
-    return ComponentExport(
+    return make_frame_decoder(
+        FrameDecoder(vae),
+        channels=vae.config.latent_channels,
+        factor=find_vae_scale_factor(vae.config),
         name=name,
-        module=FrameDecoder(vae),
-        inputs={"latents": TensorRecord("float32", latents, "latents")},
-        outputs={
-            "frames": TensorRecord("uint8", ("batch", "num_frames", "height", "width", 3)),
-        },
-        trace_sizes=sizes(2, 3, 4, 6),
-        parity_sizes=(sizes(1, 1, 5, 3), sizes(2, 4, 3, 7)),
     )

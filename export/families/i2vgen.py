@@ -10,14 +10,20 @@ here they are its mode.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, I2VGenXLUNet
 
 from mutoscope.export.checkpoint import Checkpoint, load_model
-from mutoscope.export.components.image import make_image_encoder
-from mutoscope.export.components.loading import check_classes, load_scheduler
+from mutoscope.export.components.denoiser import make_side_limit, make_unet_sizes
+from mutoscope.export.components.image import make_image_encoder, make_latents_encoder
+from mutoscope.export.components.loading import (
+    check_classes,
+    check_no_motion_adapter,
+    load_scheduler,
+)
 from mutoscope.export.components.text import (
     check_text_encoder,
     find_tokenizer,
@@ -73,8 +79,7 @@ def open_family(checkpoint: Checkpoint) -> FamilyExport:
     vae_scale_factor = find_vae_scale_factor(vae)
     # The pipeline makes images of its frames before each step of the scheduler.
     latents = LatentsRecord(unet["in_channels"], vae_scale_factor, step_noise_frames_first=True)
-    multiple = vae_scale_factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    side = LimitRecord(minimum=multiple, multiple=multiple)
+    side = make_side_limit(unet, vae_scale_factor)
     scheduler = load_scheduler(checkpoint)
     defaults = DefaultsRecord(
         scheduler=name_scheduler(type(scheduler).__name__),
@@ -196,21 +201,10 @@ def make_vae_encoder(checkpoint: Checkpoint) -> ComponentExport:
     """Return the encoder of the VAE, its weights loaded; raises `CheckpointError`."""
     vae = load_model(AutoencoderKL, checkpoint.component_folder("vae"))
     vae.decoder = vae.post_quant_conv = None  # half of the memory; the encoder needs neither
-    factor = find_vae_scale_factor(vae.config)
-    latents = ("batch", vae.config.latent_channels, "latent_height", "latent_width")
-
-    def sizes(batch: int, height: int, width: int) -> dict[str, int]:
-        size = {"batch": batch, "latent_height": height, "latent_width": width}
-        return {**size, "height": height * factor, "width": width * factor}
-
-    return ComponentExport(
-        name="vae_encoder",
-        module=ImageLatentsEncoder(vae),
+    return make_latents_encoder(
+        ImageLatentsEncoder(vae),
+        vae.config,
         inputs={"image": TensorRecord("float32", ("batch", 3, "height", "width"), IMAGE)},
-        outputs={"image_latents": TensorRecord("float32", latents)},
-        multiples={"height": factor, "width": factor},
-        trace_sizes=sizes(2, 3, 5),
-        parity_sizes=(sizes(1, 4, 2), sizes(3, 2, 7)),
         ranges={"image": (-1.0, 1.0)},
     )
 
@@ -220,19 +214,8 @@ def make_unet(checkpoint: Checkpoint) -> ComponentExport:
     unet = load_model(I2VGenXLUNet, checkpoint.component_folder("unet"))
     channels, features = unet.config.in_channels, unet.config.cross_attention_dim
     latents = ("batch", channels, "num_frames", "latent_height", "latent_width")
-    # Any other size would make diffusers take another path, fixed while tracing.
     multiple = 2**unet.num_upsamplers
-
-    def sizes(
-        batch: int, num_frames: int, height: int, width: int, sequence: int
-    ) -> dict[str, int]:
-        return {
-            "batch": batch,
-            "num_frames": num_frames,
-            "latent_height": height * multiple,
-            "latent_width": width * multiple,
-            "sequence": sequence,
-        }
+    sizes = functools.partial(make_unet_sizes, multiple)
 
     inputs = {
         "sample": TensorRecord("float32", latents, "latents"),
@@ -254,10 +237,10 @@ def make_unet(checkpoint: Checkpoint) -> ComponentExport:
         inputs=inputs,
         outputs={"out_sample": TensorRecord("float32", latents)},
         multiples={"latent_height": multiple, "latent_width": multiple},
-        trace_sizes=sizes(2, 3, 4, 5, 7),
+        trace_sizes=sizes(2, 3, 4, 5, sequence=7),
         # With three halvings, one below the 32 x 32 that the image's latents are pooled to, and one
         # above it in one axis.
-        parity_sizes=(sizes(1, 1, 1, 2, 5), sizes(2, 4, 5, 3, 9)),
+        parity_sizes=(sizes(1, 1, 1, 2, sequence=5), sizes(2, 4, 5, 3, sequence=9)),
         ranges={"frame_rate": FRAME_RATES},
     )
 
@@ -298,11 +281,7 @@ def _check_fit(
     extractor: dict[str, Any],
 ) -> None:
     """Refuse parts that do not go together."""
-    if checkpoint.motion_adapter is not None:
-        raise CheckpointError(
-            f"{checkpoint.name} has motion of its own: leave out the motion adapter "
-            f"{checkpoint.motion_adapter.name}"
-        )
+    check_no_motion_adapter(checkpoint)
     encoder = checkpoint.load_config("image_encoder")
     reason = None
     if unet["in_channels"] != vae["latent_channels"]:

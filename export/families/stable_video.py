@@ -8,6 +8,7 @@ Datasets", 2023; diffusers.StableVideoDiffusionPipeline (tests/export/test_stabl
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -16,8 +17,14 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from transformers import CLIPVisionConfig
 
 from mutoscope.export.checkpoint import Checkpoint, load_model
+from mutoscope.export.components.denoiser import make_side_limit, make_unet_sizes
+from mutoscope.export.components.frames import make_frame_decoder
 from mutoscope.export.components.image import make_image_encoder, make_noised_image_encoder
-from mutoscope.export.components.loading import check_classes, load_scheduler
+from mutoscope.export.components.loading import (
+    check_classes,
+    check_no_motion_adapter,
+    load_scheduler,
+)
 from mutoscope.export.components.vae import find_vae_scale_factor, make_decoders
 from mutoscope.export.defaults import apply_checkpoint_defaults
 from mutoscope.export.errors import CheckpointError
@@ -85,8 +92,7 @@ def open_family(checkpoint: Checkpoint) -> FamilyExport:
         start_noise_frames_first=True,
         step_noise_frames_first=True,
     )
-    multiple = vae_scale_factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    side = LimitRecord(minimum=multiple, multiple=multiple)
+    side = make_side_limit(unet, vae_scale_factor)
     scheduler = load_scheduler(checkpoint)
     height, width = _find_size(unet["sample_size"], vae_scale_factor)
     defaults = DefaultsRecord(
@@ -201,16 +207,9 @@ def make_unet(checkpoint: Checkpoint, *, continuous_timesteps: bool) -> Componen
     latents = ("batch", channels, "num_frames", *axes)
     images = ("batch", unet.config.in_channels - channels, *axes)
     features = _find_features(unet.config.cross_attention_dim)
-    # Any other size would make diffusers take another path, fixed while tracing.
     multiple = 2**unet.num_upsamplers
 
-    def sizes(batch: int, num_frames: int, height: int, width: int) -> dict[str, int]:
-        return {
-            "batch": batch,
-            "num_frames": num_frames,
-            axes[0]: height * multiple,
-            axes[1]: width * multiple,
-        }
+    sizes = functools.partial(make_unet_sizes, multiple)
 
     def number(source: str) -> TensorRecord:
         return TensorRecord("float32", ("batch",), source)
@@ -245,26 +244,10 @@ def make_vae_decoder(checkpoint: Checkpoint) -> ComponentExport:
     """Return the decoder of the VAE, its weights loaded; raises `CheckpointError`."""
     vae = load_model(AutoencoderKLTemporalDecoder, checkpoint.component_folder("vae"))
     vae.encoder = vae.quant_conv = None  # the decoder needs neither
-    factor = find_vae_scale_factor(vae.config)
-    latents = ("batch", vae.config.latent_channels, "num_frames", "latent_height", "latent_width")
-
-    def sizes(batch: int, num_frames: int, height: int, width: int) -> dict[str, int]:
-        return {
-            "batch": batch,
-            "num_frames": num_frames,
-            "latent_height": height,
-            "latent_width": width,
-            "height": height * factor,
-            "width": width * factor,
-        }
-
-    return ComponentExport(
-        name="vae_decoder",
-        module=FrameDecoder(vae),
-        inputs={"latents": TensorRecord("float32", latents, "latents")},
-        outputs={"frames": TensorRecord("uint8", ("batch", "num_frames", "height", "width", 3))},
-        trace_sizes=sizes(2, 3, 4, 6),
-        parity_sizes=(sizes(1, 1, 5, 3), sizes(2, 4, 3, 7)),
+    return make_frame_decoder(
+        FrameDecoder(vae),
+        channels=vae.config.latent_channels,
+        factor=find_vae_scale_factor(vae.config),
     )
 
 
@@ -305,11 +288,7 @@ def _find_size(sample_size: Any, vae_scale_factor: int) -> tuple[int, int]:
 
 def _check_fit(checkpoint: Checkpoint, unet: dict[str, Any], vae: dict[str, Any]) -> None:
     """Refuse parts that do not go together, and what has no place."""
-    if checkpoint.motion_adapter is not None:
-        raise CheckpointError(
-            f"{checkpoint.name} has motion of its own: leave out the motion adapter "
-            f"{checkpoint.motion_adapter.name}"
-        )
+    check_no_motion_adapter(checkpoint)
     encoder = CLIPVisionConfig.from_dict(checkpoint.load_config("image_encoder"))
     channels = vae["latent_channels"]
     width, embedding = (

@@ -8,13 +8,20 @@ diffusers.TextToVideoSDPipeline (tests/export/test_text_to_video.py).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from diffusers import UNet3DConditionModel
 
 from mutoscope.export.checkpoint import Checkpoint
-from mutoscope.export.components.loading import check_classes, load_component, load_scheduler
+from mutoscope.export.components.denoiser import make_side_limit, make_unet_sizes
+from mutoscope.export.components.loading import (
+    check_classes,
+    check_no_motion_adapter,
+    load_component,
+    load_scheduler,
+)
 from mutoscope.export.components.text import (
     check_text_encoder,
     find_tokenizer,
@@ -66,8 +73,7 @@ def open_family(checkpoint: Checkpoint) -> FamilyExport:
     vae_scale_factor = find_vae_scale_factor(vae)
     # The pipeline makes images of its frames before each step of the scheduler.
     latents = LatentsRecord(unet["in_channels"], vae_scale_factor, step_noise_frames_first=True)
-    multiple = vae_scale_factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    side = LimitRecord(minimum=multiple, multiple=multiple)
+    side = make_side_limit(unet, vae_scale_factor)
     scheduler = load_scheduler(checkpoint)
     size = (unet.get("sample_size") or DEFAULT_SAMPLE_SIZE) * vae_scale_factor
     defaults = DefaultsRecord(
@@ -127,19 +133,8 @@ def make_unet(checkpoint: Checkpoint) -> ComponentExport:
     unet = load_component(checkpoint, "unet", UNet3DConditionModel)
     latents = ("batch", unet.config.in_channels, "num_frames", "latent_height", "latent_width")
     text = ("batch", "sequence", unet.config.cross_attention_dim)
-    # Any other size would make diffusers take another path, fixed while tracing.
     multiple = 2**unet.num_upsamplers
-
-    def sizes(
-        batch: int, num_frames: int, height: int, width: int, sequence: int
-    ) -> dict[str, int]:
-        return {
-            "batch": batch,
-            "num_frames": num_frames,
-            "latent_height": height * multiple,
-            "latent_width": width * multiple,
-            "sequence": sequence,
-        }
+    sizes = functools.partial(make_unet_sizes, multiple)
 
     return ComponentExport(
         name="unet",
@@ -151,18 +146,14 @@ def make_unet(checkpoint: Checkpoint) -> ComponentExport:
         },
         outputs={"out_sample": TensorRecord("float32", latents)},
         multiples={"latent_height": multiple, "latent_width": multiple},
-        trace_sizes=sizes(2, 3, 4, 5, 7),
-        parity_sizes=(sizes(1, 1, 1, 2, 5), sizes(2, 6, 3, 2, 9)),
+        trace_sizes=sizes(2, 3, 4, 5, sequence=7),
+        parity_sizes=(sizes(1, 1, 1, 2, sequence=5), sizes(2, 6, 3, 2, sequence=9)),
     )
 
 
 def _check_fit(checkpoint: Checkpoint, unet: dict[str, Any], vae: dict[str, Any]) -> None:
     """Refuse parts that do not go together."""
-    if checkpoint.motion_adapter is not None:
-        raise CheckpointError(
-            f"{checkpoint.name} has motion of its own: leave out the motion adapter "
-            f"{checkpoint.motion_adapter.name}"
-        )
+    check_no_motion_adapter(checkpoint)
     if unet["in_channels"] != vae["latent_channels"]:
         raise CheckpointError(
             f"{checkpoint.name} cannot be exported: its unet takes {unet['in_channels']} channels "

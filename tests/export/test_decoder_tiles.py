@@ -10,8 +10,7 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, AutoencoderTi
 from onnx import TensorProto, helper, numpy_helper
 
 from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
-from mutoscope.export.components.tiny_vae import TinyFrameDecoder
-from mutoscope.export.components.vae import FrameDecoder
+from mutoscope.export.components.frames import FrameDecoder
 from mutoscope.export.decoder_memory import measure_decoder
 from mutoscope.export.decoder_tiles import add_tiles
 from mutoscope.export.families.contract import ComponentExport
@@ -171,7 +170,7 @@ def test_a_decoder_without_norms_is_cut_by_the_reach_of_its_convolutions(tmp_pat
         latent_channels=4,
     )
     vae.encoder = None
-    bundle = export(tmp_path, TinyFrameDecoder(vae))
+    bundle = export(tmp_path, FrameDecoder(vae))
     tiles = cut(bundle)
     assert all(stage.norm is None for stage in tiles.stages)
     assert max(stage.halo for stage in tiles.stages) > 1
