@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from mutoscope.engines.engine import Array, Engine
-from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
+from mutoscope.engines.onnxruntime_engine import Memory, OnnxruntimeEngine
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import EngineError, ParameterError
 from mutoscope.runtime.manifest import DENOISERS
@@ -29,13 +29,13 @@ class Components:
         execution_provider: str,
         num_threads: int | None,
         *,
-        low_memory: bool = False,
+        memory: Memory = "normal",
     ) -> None:
         """Prepare to load the bundle's components; nothing is loaded yet."""
         self._bundle = bundle
         self._execution_provider = execution_provider
         self._num_threads = num_threads
-        self._low_memory = low_memory
+        self._memory = memory
         self._engines: dict[str, Engine] = {}
 
     @property
@@ -65,7 +65,7 @@ class Components:
                     self._bundle.load_graph(name),
                     execution_provider=self._execution_provider,
                     num_threads=self._num_threads,
-                    memory="low" if self._low_memory else "normal",
+                    memory=self._memory,
                 )
             check_declaration(self._bundle, name, self._engines[name])
         return self._engines[name]
@@ -83,7 +83,7 @@ class Components:
                 self._bundle.load_file(path),
                 execution_provider=self._execution_provider,
                 num_threads=self._num_threads,
-                memory="low" if self._low_memory else "normal",
+                memory=self._memory,
             )
 
         return open_graph
@@ -96,7 +96,7 @@ class Components:
 
     def release(self, name: str) -> None:
         """Say that a component is not needed for a while: with low memory, it is freed."""
-        if self._low_memory:
+        if self._memory == "low":
             self.unload(name)
 
     def run(self, name: str, timings: Timings, sources: dict[str, Array]) -> Array:

@@ -63,9 +63,7 @@ class VideoPipeline:
                 f"memory is {memory!r}; it must be one of {', '.join(MEMORY_MODES)}: use normal"
             )
         self.bundle = bundle
-        self._components = Components(
-            bundle, execution_provider, num_threads, low_memory=memory == "low"
-        )
+        self._components = Components(bundle, execution_provider, num_threads, memory=memory)
         self._conditions = ConditionEncoder(bundle, self._components)
         self._memory_limit_bytes = memory_limit_bytes
 

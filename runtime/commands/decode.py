@@ -9,14 +9,16 @@ from pathlib import Path
 import click
 
 from mutoscope.engines.onnxruntime_engine import (
-    DEFAULT_EXECUTION_PROVIDER,
-    EXECUTION_PROVIDERS,
     MEMORY_MODES,
     Memory,
     find_execution_provider,
 )
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.commands.options import memory_limit_option
+from mutoscope.runtime.commands.options import (
+    execution_provider_option,
+    memory_limit_option,
+    num_threads_option,
+)
 from mutoscope.runtime.components import Components
 from mutoscope.runtime.decoder import decode_latents, make_decode_plan
 from mutoscope.runtime.decoding import DecodePlan
@@ -66,20 +68,8 @@ Examples:
     help="low leaves the weights in the file, where they can be dropped, and is slower by a fifth.",
 )
 @memory_limit_option
-@click.option(
-    "--execution-provider",
-    metavar="NAME",
-    default=DEFAULT_EXECUTION_PROVIDER,
-    show_default=True,
-    help=f"What onnxruntime runs on: {', '.join(EXECUTION_PROVIDERS)}.",
-)
-@click.option(
-    "--num-threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    show_default="one for each core",
-    help="Threads for one operator on the CPU.",
-)
+@execution_provider_option
+@num_threads_option
 @click.option("--force", is_flag=True, help="Replace what is at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def decode(
@@ -108,8 +98,7 @@ def decode(
     if output is None:
         output = str(Path(latents).with_suffix(".png" if clip.num_frames == 1 else ".mp4"))
     check_output(output, clip, force=force)
-    low_memory = memory == "low"
-    components = Components(opened, execution_provider, num_threads, low_memory=low_memory)
+    components = Components(opened, execution_provider, num_threads, memory=memory)
     timings = Timings()
     with timings.measure("seconds_total"):
         video = _decode(components, saved, plan, clip, timings, Path(output).name)

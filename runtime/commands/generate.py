@@ -13,12 +13,14 @@ from typing import Any
 import click
 
 from mutoscope.engines.onnxruntime_engine import (
-    DEFAULT_EXECUTION_PROVIDER,
-    EXECUTION_PROVIDERS,
     MEMORY_MODES,
     Memory,
 )
-from mutoscope.runtime.commands.options import memory_limit_option
+from mutoscope.runtime.commands.options import (
+    execution_provider_option,
+    memory_limit_option,
+    num_threads_option,
+)
 from mutoscope.runtime.decoder import make_decode_plan
 from mutoscope.runtime.decoding import DecodeProgress
 from mutoscope.runtime.errors import ParameterError
@@ -147,20 +149,8 @@ def parse_conditions(
     show_default=_FROM_BUNDLE,
     help="One of the bundle's schedulers, e.g. ddim, euler-ancestral.",
 )
-@click.option(
-    "--execution-provider",
-    metavar="NAME",
-    default=DEFAULT_EXECUTION_PROVIDER,
-    show_default=True,
-    help=f"What onnxruntime runs on: {', '.join(EXECUTION_PROVIDERS)}.",
-)
-@click.option(
-    "--num-threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    show_default="one for each core",
-    help="Threads for one operator on the CPU.",
-)
+@execution_provider_option
+@num_threads_option
 @click.option(
     "--memory",
     type=click.Choice(MEMORY_MODES),
@@ -273,16 +263,15 @@ def _make_targets(
         )
     find_ending(output)
     clip = Clip(settings.num_frames, settings.height, settings.width, settings.frame_rate)
+    names = list(number_names(output, num_videos))
+    latents_names = list(number_names(latents, num_videos)) if latents else [None] * num_videos
     targets = []
-    for index, name in enumerate(number_names(output, num_videos)):
+    for index, (name, latents_name) in enumerate(zip(names, latents_names, strict=True)):
         check_output(name, clip, force=force)
-        latents_name = latents and list(number_names(latents, num_videos))[index]
-        if latents_name:
+        if latents_name is not None:
             check_latents_output(latents_name, force=force)
-        on_preview = preview and open_preview(preview, name, force=force)
-        targets.append(
-            _Target(settings.seed + index, name, latents_name or None, on_preview or None)
-        )
+        on_preview = open_preview(preview, name, force=force) if preview else None
+        targets.append(_Target(settings.seed + index, name, latents_name, on_preview))
     return targets
 
 

@@ -6,6 +6,7 @@ import re
 
 import click
 
+from mutoscope.engines.onnxruntime_engine import DEFAULT_EXECUTION_PROVIDER, EXECUTION_PROVIDERS
 from mutoscope.runtime.errors import ParameterError
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
@@ -51,4 +52,19 @@ memory_limit_option = click.option(
     callback=read_bytes_option,
     show_default="none",
     help="What the process may use while it decodes, e.g. 2GiB or 800MB. Meant with --memory low.",
+)
+
+execution_provider_option = click.option(
+    "--execution-provider",
+    metavar="NAME",
+    default=DEFAULT_EXECUTION_PROVIDER,
+    show_default=True,
+    help=f"What onnxruntime runs on: {', '.join(EXECUTION_PROVIDERS)}.",
+)
+num_threads_option = click.option(
+    "--num-threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="one for each core",
+    help="Threads for one operator on the CPU.",
 )

@@ -88,7 +88,7 @@ def decode_in_tiles(
     low_memory: bool = False,
 ) -> np.ndarray:
     bundle = Bundle.open(bundle_path)
-    components = Components(bundle, "cpu", 1, low_memory=low_memory)
+    components = Components(bundle, "cpu", 1, memory="low" if low_memory else "normal")
     plan = make_plan(bundle, tile_height)
     return decode_latents(components, latents, plan, Timings(), on_run=on_run)
 
