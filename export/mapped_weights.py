@@ -20,8 +20,9 @@ _MADV_PAGEOUT = 21
 def release_pages(module: torch.nn.Module) -> None:
     """Tell the system that the weights of a module are not needed for a while.
 
-    Weights in memory of their own are not touched. Where the system does not know this advice,
-    nothing happens; the weights are the same in any case.
+    The weights are the same in any case. Those in memory of their own (converted ones, or with a
+    LoRA in them) may go to swap, if there is some. Where the system does not know this advice,
+    nothing happens.
     """
     if sys.platform != "linux":
         return
