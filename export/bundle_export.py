@@ -18,6 +18,7 @@ import transformers
 
 from mutoscope.export.bundle_writer import check_output, make_file_records, open_bundle_folder
 from mutoscope.export.checkpoint import Checkpoint
+from mutoscope.export.cpu_graphs.rewriting import check_rewrites, make_cpu_graph
 from mutoscope.export.decoder_memory import measure_decoder
 from mutoscope.export.decoder_tiles import add_tiles
 from mutoscope.export.families.contract import ComponentExport, FamilyExport
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 GRAPH_NAME = "model.onnx"
+CPU_GRAPH_NAME = "model_cpu.onnx"
 
 Result = TypeVar("Result")
 
@@ -84,12 +86,20 @@ class ExportProgress:
 
 @dataclass(frozen=True)
 class ComponentReport:
-    """What the export of one component gave."""
+    """What the export of one component gave.
+
+    Attributes:
+        nodes: Of the plain graph.
+        size_bytes: All files together.
+        parity: Of the plain graph; the one for processors is within the same limits.
+        cpu_rewrites: How many places each rewrite for processors changed.
+    """
 
     nodes: int
     size_bytes: int
     seconds: float
     parity: tuple[ParityRecord, ...]
+    cpu_rewrites: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ def export_checkpoint(
     num_inference_steps: Iterable[int] | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     weights: Literal["float32", "float16"] | None = None,
+    cpu_rewrites: Iterable[str] | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
     **options: Unpack[CheckpointOptions],
@@ -140,6 +151,9 @@ def export_checkpoint(
             timestep stay float32, and so do the graphs' inputs and outputs.
         weights: How weights are stored; as `dtype` if None. float16 weights of float32 graphs are
             refused where they would change a value.
+        cpu_rewrites: What is rewritten in the graphs for processors, which lie beside the plain
+            ones: names of `mutoscope.export.cpu_graphs.rewriting.REWRITES`; None takes all, and an
+            empty one leaves those graphs out. There are none in float16.
         force: Replace a bundle that exists.
         on_progress: Called at the start and at the end of each step.
         **options: What goes with the checkpoint: motion adapter, LoRAs, another decoder, preset;
@@ -150,13 +164,15 @@ def export_checkpoint(
         ExportError: A component cannot be exported.
         ExportParityError: An exported component differs from the checkpoint.
         OutputError: `output` exists, or cannot be written.
-        ParameterError: An unknown scheduler, step count or type, or types that do not go together.
+        ParameterError: An unknown scheduler, step count, type or rewrite, or such as do not go
+            together.
         ScheduleError: A scheduler cannot be made a table.
     """
     output = Path(output)
     started = time.perf_counter()
     check_output(output, force=force)
     stored = choose_weight_type(dtype, weights)
+    rewrites = check_rewrites(cpu_rewrites)
     with open_model(checkpoint, output.resolve().parent, **options) as (opened, family):
         step_counts = check_step_counts(
             default_step_counts(opened.preset)
@@ -170,6 +186,7 @@ def export_checkpoint(
             step_counts=step_counts,
             dtype=dtype,
             weights=stored,
+            cpu_rewrites=rewrites,
             name=name or opened.name,
         )
         with open_bundle_folder(output, force=force) as bundle:
@@ -188,6 +205,7 @@ class _ExportPlan:
     step_counts: tuple[int, ...]
     dtype: str
     weights: str
+    cpu_rewrites: tuple[str, ...]
     name: str
 
 
@@ -205,7 +223,7 @@ def _export(
     schedules = steps.run(
         "schedules", lambda: write_schedule_tables(plan.schedulers, plan.step_counts, bundle)
     )
-    components, reports = _export_components(family, bundle, plan.dtype, plan.weights, steps)
+    components, reports = _export_components(plan, bundle, steps)
     manifest = steps.run(
         MANIFEST_NAME,
         lambda: _save_manifest(
@@ -308,27 +326,32 @@ def _export_tokenizers(family: FamilyExport, bundle: Path) -> dict[str, Tokenize
 
 
 def _export_components(
-    family: FamilyExport, bundle: Path, dtype: str, weights: str, steps: _Steps
+    plan: _ExportPlan, bundle: Path, steps: _Steps
 ) -> tuple[dict[str, ComponentRecord], dict[str, ComponentReport]]:
     """Write all components, one in memory at a time; return their records and reports."""
     components: dict[str, ComponentRecord] = {}
     reports: dict[str, ComponentReport] = {}
-    for name, make_component in family.component_makers.items():
-        record, nodes = steps.run(
-            name, functools.partial(_export_component, make_component, bundle, dtype, weights)
+    for name, make_component in plan.family.component_makers.items():
+        record, nodes, rewrites = steps.run(
+            name, functools.partial(_export_component, make_component, bundle, plan)
         )
         components[name] = record
         reports[name] = ComponentReport(
-            nodes, _measure_folder(bundle / name), steps.seconds[name], record.parity
+            nodes, _measure_folder(bundle / name), steps.seconds[name], record.parity, rewrites
         )
     return components, reports
 
 
 def _export_component(
-    make_component: Callable[[], ComponentExport], bundle: Path, dtype: str, weights: str
-) -> tuple[ComponentRecord, int]:
-    """Write one component, compare it with the checkpoint; return its record and node count."""
+    make_component: Callable[[], ComponentExport], bundle: Path, plan: _ExportPlan
+) -> tuple[ComponentRecord, int, dict[str, int]]:
+    """Write one component and compare it with the checkpoint.
+
+    Returns:
+        Its record, the number of nodes, and what was rewritten for processors.
+    """
     component = make_component()
+    dtype, weights = plan.dtype, plan.weights
     if component.float32_only:
         dtype = weights = "float32"
     smaller_weights = (dtype, weights) == ("float32", "float16")
@@ -348,6 +371,12 @@ def _export_component(
     gc.collect()
     parity = measure_parity(component, bundle / path, references)
     check_parity(component, parity, dtype)
+    rewrites: dict[str, int] = {}
+    cpu_path = path.with_name(CPU_GRAPH_NAME)
+    if dtype == "float32":
+        rewrites = make_cpu_graph(bundle / path, bundle / cpu_path, plan.cpu_rewrites)
+    if rewrites:
+        check_parity(component, measure_parity(component, bundle / cpu_path, references), dtype)
     decoder = None
     if component.name in DECODERS:
         decoder = add_tiles(measure_decoder(bundle / path), bundle, str(path))
@@ -358,8 +387,9 @@ def _export_component(
         outputs=component.outputs,
         parity=parity,
         decoder=decoder,
+        cpu_graphs={dtype: str(cpu_path)} if rewrites else {},
     )
-    return record, nodes
+    return record, nodes, rewrites
 
 
 def _prepare(component: ComponentExport, dtype: str) -> tuple[Reference, ...]:

@@ -19,6 +19,7 @@ from onnx_ir.passes.common import (
 
 from mutoscope.export.errors import ExportError
 from mutoscope.export.families.contract import ComponentExport
+from mutoscope.export.gated_linear import split_gated_linears
 from mutoscope.export.library_noise import quiet_libraries
 from mutoscope.export.translations import make_translation_table
 from mutoscope.runtime.manifest import TensorRecord
@@ -72,6 +73,8 @@ def make_graph(component: ComponentExport, dtype: str = "float32") -> onnx_ir.Mo
         raise ExportError(f"{component.name} could not be exported by torch {torch.__version__}")
     model = program.model
     _check_interface(model.graph, component)
+    if dtype == "float32":
+        split_gated_linears(model)
     _clean_graph(model, component)
     return model
 

@@ -55,8 +55,11 @@ def _compare(
                 f"{name} takes or returns other shapes than the checkpoint's: the bundle is of "
                 "another checkpoint"
             )
-        graph_path = folder / record.variants[record.default_variant]
-        figures = measure_parity(component, graph_path, make_references(component))
-        check_parity(component, figures, record.default_variant)
-        results[name] = list(figures)
+        variant, references = record.default_variant, make_references(component)
+        graphs = [record.variants[variant], record.cpu_graphs.get(variant)]
+        results[name] = []
+        for graph in filter(None, graphs):
+            figures = measure_parity(component, folder / graph, references)
+            check_parity(component, figures, variant)
+            results[name] += figures
     return results

@@ -112,27 +112,31 @@ class Bundle:
             self.check_digest(name)
         return path
 
-    def load_graph(self, component_name: str, variant: str | None = None) -> Path:
+    def load_graph(
+        self, component_name: str, variant: str | None = None, *, for_cpu: bool = False
+    ) -> Path:
         """Return the path of a component's graph, checked together with its external data.
 
         Args:
             component_name: A key of the manifest's components.
             variant: A key of its variants; None takes its default variant.
+            for_cpu: Take the graph that was rewritten for processors, if there is one.
 
         Raises:
             BundleError: A file is damaged.
             ParameterError: The bundle has no such component or variant.
         """
         component = self.find_component(component_name)
-        graph = component.variants.get(variant or component.default_variant)
+        variant = variant or component.default_variant
+        graph = component.variants.get(variant)
         if graph is None:
             raise ParameterError(
                 f"{component_name} has no variant {variant!r}: use {', '.join(component.variants)}"
             )
-        path = self.load_file(graph)
         for name in find_external_data(self.manifest, component, graph):
             self.load_file(name)
-        return path
+        # Both read the same weights.
+        return self.load_file(component.cpu_graphs.get(variant, graph) if for_cpu else graph)
 
     def find_component(self, name: str) -> ComponentRecord:
         """Return a component of the manifest; raises `ParameterError`."""

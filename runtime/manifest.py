@@ -78,7 +78,9 @@ class ComponentRecord:
     """One exported component.
 
     `variants` maps a name ("float32", later "float16", "int8") to the path of its graph;
-    `default_variant` is the one that is run when none is asked for. A decoder says what it costs.
+    `default_variant` is the one that is run when none is asked for. `cpu_graphs` maps the variants
+    that have one to the path of the same graph rewritten for processors, which reads the same
+    weights. A decoder says what it costs.
     """
 
     variants: dict[str, str]
@@ -87,6 +89,7 @@ class ComponentRecord:
     outputs: dict[str, TensorRecord]
     parity: tuple[ParityRecord, ...] = ()
     decoder: DecoderRecord | None = None
+    cpu_graphs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,12 @@ class Manifest:
                     f"{MANIFEST_NAME}: components: {name} has no variant "
                     f"{component.default_variant!r}"
                 )
+            for variant in component.cpu_graphs:
+                if variant not in component.variants:
+                    raise BundleError(
+                        f"{MANIFEST_NAME}: components: {name} has a CPU graph of {variant!r}, "
+                        "which is not among its variants"
+                    )
         self._check_sources()
         for scheduler, tables in self.schedules.items():
             for count in tables:
@@ -314,7 +323,7 @@ class Manifest:
     def _referenced_paths(self) -> list[str]:
         paths = [tokenizer.file for tokenizer in self.tokenizers.values()]
         for component in self.components.values():
-            paths.extend(component.variants.values())
+            paths += [*component.variants.values(), *component.cpu_graphs.values()]
             if component.decoder is not None and component.decoder.tiles is not None:
                 tiles = component.decoder.tiles
                 paths += [tiles.head, *(stage.graph for stage in tiles.stages)]

@@ -59,7 +59,7 @@ def build_component(bundle: Path, name: str) -> EngineBuild:
 
 def make_ranges(manifest: Manifest, inputs: dict[str, TensorRecord]) -> dict[str, InputRange]:
     """Return for each input the range of its shapes, from the limits of the bundle."""
-    axes = _make_axis_ranges(manifest)
+    axes = make_axis_ranges(manifest)
     ranges = {}
     for name, tensor in inputs.items():
         sizes = [
@@ -97,7 +97,7 @@ def build_engine(graph: Path, ranges: dict[str, InputRange]) -> EngineBuild:
     return EngineBuild(engine.nbytes, time.perf_counter() - started)
 
 
-def _make_axis_ranges(manifest: Manifest) -> dict[str, tuple[int, int, int]]:
+def make_axis_ranges(manifest: Manifest) -> dict[str, tuple[int, int, int]]:
     """Return the least, usual and largest size of every axis that graphs have."""
     limits, scale = manifest.limits, manifest.latents.vae_scale_factor_spatial
     height, width = _make_side(limits, "height"), _make_side(limits, "width")

@@ -49,6 +49,15 @@ def parse_step_counts(
     return tuple(counts)
 
 
+def parse_rewrites(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    """Return names as a tuple, an empty one for `none`; whether they exist is checked later."""
+    if value is None:
+        return None
+    return () if value == "none" else tuple(name.strip() for name in value.split(","))
+
+
 @click.command(epilog=_EPILOG)
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, metavar="BUNDLE", help="The folder to write.")
@@ -84,6 +93,15 @@ def parse_step_counts(
     help="The numbers of denoising steps to make schedule tables for, as 1,2,4-8. The bundle's "
     "default is the one nearest to the checkpoint's.",
 )
+@click.option(
+    "--cpu-rewrites",
+    callback=parse_rewrites,
+    metavar="NAMES",
+    show_default="all",
+    help="What to rewrite in the float32 graphs for processors, which lie beside the plain ones: "
+    "fused-attention, shared-text, merged-transposes, temporal-convolutions, joined-norms, or "
+    "none. They give the same results, faster.",
+)
 @click.option("--name", help="The bundle's name, for people.  [default: the checkpoint's]")
 @click.option("--force", is_flag=True, help="Replace the bundle if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -94,6 +112,7 @@ def export(
     weights: Literal["float32", "float16"] | None,
     schedulers: tuple[str, ...],
     num_inference_steps: tuple[int, ...] | None,
+    cpu_rewrites: tuple[str, ...] | None,
     name: str | None,
     force: bool,
     as_json: bool,
@@ -120,6 +139,7 @@ def export(
         num_inference_steps=num_inference_steps,
         dtype=dtype,
         weights=weights,
+        cpu_rewrites=cpu_rewrites,
         force=force,
         on_progress=_show_progress,
         **options,
@@ -170,6 +190,7 @@ def _make_json(report: ExportReport) -> dict[str, Any]:
         "components": {
             name: {
                 "nodes": component.nodes,
+                "cpu_rewrites": component.cpu_rewrites,
                 "size_bytes": component.size_bytes,
                 "seconds": round(component.seconds, 3),
                 "parity": manifest["components"][name]["parity"],
