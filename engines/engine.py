@@ -45,6 +45,10 @@ class Engine(Protocol):
         """Where it runs, for people: "cpu", "cuda"."""
 
     @property
+    def properties(self) -> Mapping[str, str]:
+        """What runs, to be kept with results: "engine", its "version", "device", "precision"."""
+
+    @property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """The inputs by name, in the order of the graph."""
 
@@ -52,8 +56,21 @@ class Engine(Protocol):
     def outputs(self) -> Mapping[str, TensorSpec]:
         """The outputs by name, in the order of the graph."""
 
-    def run(self, feeds: Mapping[str, Array]) -> Tensors:
-        """Return all outputs, new arrays, for these inputs.
+    def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Do now what the first run with inputs of these shapes would do before it; raises as run.
+
+        An engine that compiles for fixed shapes does it here, so that it can be timed apart.
+        """
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+    ) -> Tensors:
+        """Return all outputs for these inputs.
+
+        Args:
+            feeds: An array for each input; not changed.
+            outputs: Where results go, by the name of the output: C-contiguous arrays of the right
+                type and shape, which come back as they are. The other outputs are new arrays.
 
         Raises:
             EngineError: An input is missing, unknown or of the wrong type or shape, or the graph

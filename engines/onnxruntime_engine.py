@@ -9,10 +9,14 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
 
 from mutoscope.engines.engine import Array, Tensors, TensorSpec, check_feeds
 from mutoscope.engines.errors import EngineError, ExecutionProviderError
+from mutoscope.engines.options import DEFAULT_EXECUTION_PROVIDER, MEMORY_MODES, Memory
+from mutoscope.engines.output_arrays import check_outputs
 
 # Short name: name in onnxruntime, and the package whose onnxruntime has it.
 EXECUTION_PROVIDERS = {
@@ -25,10 +29,6 @@ EXECUTION_PROVIDERS = {
     "migraphx": ("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
     "qnn": ("QNNExecutionProvider", "onnxruntime-qnn"),
 }
-DEFAULT_EXECUTION_PROVIDER = "cpu"
-
-Memory = Literal["normal", "low"]
-MEMORY_MODES: tuple[Memory, ...] = ("normal", "low")
 
 # onnxruntime writes its log to stderr. Everything it logs as an error it also raises.
 _LOG_SEVERITY_FATAL = 4
@@ -38,6 +38,8 @@ _LOG_SEVERITY_FATAL = 4
 _UNFOLDED = ["ConstantFolding"]
 # A key of onnxruntime's run configuration: free what the run allocated and does not use any more.
 _SHRINK_ARENA = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+# Smaller weights stay in a built graph itself.
+_MIN_EXTERNAL_BYTES = "1024"
 
 _NUMPY_TYPES = {
     "tensor(float)": "float32",
@@ -56,6 +58,7 @@ class OnnxruntimeEngine:
         execution_provider: str = DEFAULT_EXECUTION_PROVIDER,
         num_threads: int | None = None,
         memory: Memory = "normal",
+        is_built: bool = False,
     ) -> None:
         """Load the graph at `path`.
 
@@ -67,7 +70,9 @@ class OnnxruntimeEngine:
                 takes one for each core.
             memory: "low" leaves the weights in their file, where the operating system can drop
                 them, and gives the memory of a run back after it. On a CPU it is slower by a
-                fifth or so; results may differ by rounding.
+                fifth or so, and results may differ by rounding; not so with a graph that is built.
+            is_built: The graph was made by `mutoscope.engines.onnxruntime_build` for this machine:
+                nothing is left to optimise.
 
         Raises:
             ExecutionProviderError: The execution provider is unknown, is not in this build of
@@ -84,7 +89,7 @@ class OnnxruntimeEngine:
         onnxruntime = _import_onnxruntime()
         self._name = f"{Path(path).parent.name}/{Path(path).name}"
         self._device = execution_provider
-        options = _make_options(onnxruntime, num_threads, memory)
+        options = _make_options(onnxruntime, num_threads, memory, is_built=is_built)
         try:
             # Without enable_fallback=0, onnxruntime answers a provider that fails with the CPU.
             session = onnxruntime.InferenceSession(
@@ -92,7 +97,7 @@ class OnnxruntimeEngine:
                 options,
                 providers=[provider],
                 enable_fallback=0,
-                disabled_optimizers=_UNFOLDED if memory == "low" else None,
+                disabled_optimizers=_UNFOLDED if memory == "low" and not is_built else None,
             )
         except _error_types() as err:
             raise EngineError(f"{path} cannot be loaded: {_first_line(err)}") from err
@@ -104,6 +109,9 @@ class OnnxruntimeEngine:
         session.disable_fallback()
         self._session: Any = session
         self._run_options: Any = None
+        self._binding: Any = None
+        # What the binding is of: numpy's description of each array, with its address.
+        self._bound: dict[str, Any] | None = None
         if memory == "low" and execution_provider == DEFAULT_EXECUTION_PROVIDER:
             self._run_options = onnxruntime.RunOptions()
             self._run_options.add_run_config_entry(*_SHRINK_ARENA)
@@ -116,6 +124,16 @@ class OnnxruntimeEngine:
         return self._device
 
     @property
+    def properties(self) -> Mapping[str, str]:
+        """The engine, its version, its execution provider."""
+        return {
+            "engine": "onnxruntime",
+            "version": str(_import_onnxruntime().__version__),
+            "device": self._device,
+            "precision": "as the graph",
+        }
+
+    @property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """The inputs by name, in the order of the graph."""
         return self._inputs
@@ -125,38 +143,108 @@ class OnnxruntimeEngine:
         """The outputs by name, in the order of the graph."""
         return self._outputs
 
-    def run(self, feeds: Mapping[str, Array]) -> Tensors:
-        """Return all outputs, new arrays, for these inputs; raises `EngineError`."""
+    def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Nothing: a session takes all shapes alike."""
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+    ) -> Tensors:
+        """Return all outputs for these inputs, written to `outputs` where given."""
         if self._session is None:
             raise EngineError(f"{self._name} is closed: open it again")
         check_feeds(self._name, self._inputs, feeds)
         try:
+            if outputs:
+                return self._run_into(feeds, outputs)
             arrays = self._session.run(None, dict(feeds), self._run_options)
         except _error_types() as err:
             raise EngineError(f"{self._name} failed: {_first_line(err)}") from err
         return dict(zip(self._outputs, arrays, strict=True))
 
+    def _run_into(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> Tensors:
+        """Run through a binding of these arrays, the last one where it is of the same memory."""
+        feeds = {name: np.asarray(array, order="C") for name, array in feeds.items()}
+        arrays = {**feeds, **outputs}
+        key = {name: array.__array_interface__ for name, array in arrays.items()}
+        if key != self._bound:
+            check_outputs(self._name, self._outputs, feeds, outputs)
+            self._bound = None
+            self._binding = self._bind(feeds, outputs)
+        self._session.run_with_iobinding(self._binding, self._run_options)
+        # A device copies inputs when they are bound, and what is not given is allocated only once.
+        if self._device == DEFAULT_EXECUTION_PROVIDER and len(outputs) == len(self._outputs):
+            self._bound = key
+            return dict(outputs)
+        values = zip(self._outputs, self._binding.get_outputs(), strict=True)
+        return {n: outputs[n] if n in outputs else value.numpy() for n, value in values}
+
+    def _bind(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
+        """Return onnxruntime's binding of these arrays; it keeps pointers, not the arrays."""
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name in self._outputs:
+            if name in outputs:
+                array = outputs[name]
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            else:
+                binding.bind_output(name)
+        return binding
+
     def close(self) -> None:
         """Free the session and its memory."""
-        self._session = None
+        self._session = self._binding = self._bound = None
 
 
-def _make_options(onnxruntime: ModuleType, num_threads: int | None, memory: Memory) -> Any:
+def _make_options(
+    onnxruntime: ModuleType, num_threads: int | None, memory: Memory, *, is_built: bool
+) -> Any:
     """The options of a session.
 
-    What low memory turns off copies every weight when a graph is loaded (prepacking, and the layout
-    changes of the highest level), or plans a whole run as one block, beside that of the last plan.
+    What low memory turns off copies every weight when a graph is loaded: prepacking, and the layout
+    changes of the highest level. A built graph has both done, in a file that is mapped as it is.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _LOG_SEVERITY_FATAL
+    # A plan of a whole run is one block, beside that of the last plan: up to 1.7 times the peak,
+    # and no faster where shapes may vary.
+    options.enable_mem_pattern = False
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
-    if memory == "low":
+    level = onnxruntime.GraphOptimizationLevel
+    if is_built:
+        options.graph_optimization_level = level.ORT_DISABLE_ALL
+    elif memory == "low":
         options.add_session_config_entry("session.disable_prepacking", "1")
-        level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_EXTENDED
-        options.enable_mem_pattern = False
     return options
+
+
+def write_optimized(source: Path, target: Path, data_name: str) -> None:
+    """Write a graph as onnxruntime runs it on this processor, weights prepacked.
+
+    Args:
+        source: The ONNX file.
+        target: Where the optimised graph goes.
+        data_name: The name of its external data, which goes beside it.
+
+    Raises:
+        EngineError: onnxruntime does not load the graph, or cannot write it.
+    """
+    onnxruntime = _import_onnxruntime()
+    options = _make_options(onnxruntime, None, "normal", is_built=False)
+    options.optimized_model_filepath = str(target)
+    for name, value in (
+        ("optimized_model_external_initializers_file_name", data_name),
+        ("optimized_model_external_initializers_min_size_in_bytes", _MIN_EXTERNAL_BYTES),
+        ("save_external_prepacked_constant_initializers", "1"),
+    ):
+        options.add_session_config_entry(f"session.{name}", value)
+    provider = find_execution_provider(DEFAULT_EXECUTION_PROVIDER)
+    try:
+        onnxruntime.InferenceSession(str(source), options, providers=[provider], enable_fallback=0)
+    except _error_types() as err:
+        raise EngineError(f"{source} cannot be built: {_first_line(err)}") from err
 
 
 def list_execution_providers() -> list[str]:

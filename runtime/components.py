@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from mutoscope.engines.engine import Array, Engine
-from mutoscope.engines.onnxruntime_engine import Memory, OnnxruntimeEngine
+from mutoscope.engines.opening import open_engine
+from mutoscope.engines.options import EngineOptions
+from mutoscope.runtime.built_engines import GraphFinder
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import EngineError, ParameterError
 from mutoscope.runtime.manifest import DENOISERS
@@ -26,17 +29,14 @@ class Components:
     def __init__(
         self,
         bundle: Bundle,
-        execution_provider: str,
-        num_threads: int | None,
-        *,
-        memory: Memory = "normal",
+        options: EngineOptions,
     ) -> None:
         """Prepare to load the bundle's components; nothing is loaded yet."""
         self._bundle = bundle
-        self._execution_provider = execution_provider
-        self._num_threads = num_threads
-        self._memory = memory
+        self._options = options
+        self._graphs = GraphFinder(bundle, options)
         self._engines: dict[str, Engine] = {}
+        self._properties: dict[str, str] = {}
 
     @property
     def denoiser(self) -> str:
@@ -51,6 +51,11 @@ class Components:
         """The names of the components in memory."""
         return tuple(self._engines)
 
+    @property
+    def engine_properties(self) -> dict[str, str]:
+        """What runs the graphs, from `Engine.properties`; empty before the first is loaded."""
+        return dict(self._properties)
+
     def load(self, name: str, timings: Timings) -> Engine:
         """Return the engine of a component, loading it if need be.
 
@@ -61,12 +66,8 @@ class Components:
         """
         if name not in self._engines:
             with timings.measure("seconds_load"):
-                self._engines[name] = OnnxruntimeEngine(
-                    self._bundle.load_graph(name),
-                    execution_provider=self._execution_provider,
-                    num_threads=self._num_threads,
-                    memory=self._memory,
-                )
+                graph, is_built = self._graphs.find(name)
+                self._engines[name] = self._open(graph, is_built=is_built)
             check_declaration(self._bundle, name, self._engines[name])
         return self._engines[name]
 
@@ -79,14 +80,14 @@ class Components:
         self._bundle.load_graph(name)
 
         def open_graph(path: str) -> Engine:
-            return OnnxruntimeEngine(
-                self._bundle.load_file(path),
-                execution_provider=self._execution_provider,
-                num_threads=self._num_threads,
-                memory=self._memory,
-            )
+            return self._open(self._bundle.load_file(path))
 
         return open_graph
+
+    def _open(self, graph: Path, *, is_built: bool = False) -> Engine:
+        engine = open_engine(graph, self._options, is_built=is_built)
+        self._properties = dict(engine.properties)
+        return engine
 
     def unload(self, name: str) -> None:
         """Free the memory of a component; it is loaded again when it is next used."""
@@ -96,7 +97,7 @@ class Components:
 
     def release(self, name: str) -> None:
         """Say that a component is not needed for a while: with low memory, it is freed."""
-        if self._memory == "low":
+        if self._options.memory == "low":
             self.unload(name)
 
     def run(self, name: str, timings: Timings, sources: dict[str, Array]) -> Array:
@@ -113,12 +114,31 @@ class Components:
             sources: A value for each source that the manifest may name. Single numbers are
                 given the one axis that the graph wants.
         """
+        return self.run_feeds(name, timings, self.make_feeds(name, sources))
+
+    def run_feeds(
+        self,
+        name: str,
+        timings: Timings,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Run a component on what `make_feeds` returned; see `run_all` and `Engine.run`."""
         engine = self.load(name, timings)
+        with timings.measure("seconds_load"):
+            engine.prepare({input_name: array.shape for input_name, array in feeds.items()})
         part = f"seconds_{'denoiser' if name in DENOISERS else name}"
         with timings.measure(part if part in TIMED_PARTS else "seconds_other"):
-            return dict(engine.run(self._make_feeds(name, sources)))
+            return engine.run(feeds, outputs)
 
-    def _make_feeds(self, name: str, sources: dict[str, Array]) -> dict[str, Array]:
+    def make_feeds(self, name: str, sources: dict[str, Array]) -> dict[str, Array]:
+        """Return an array for each input of a component, of the type that its graph declares.
+
+        An array is new only where type or layout differ from the source's.
+
+        Raises:
+            EngineError: An input comes from a source that is not in `sources`.
+        """
         feeds: dict[str, Array] = {}
         for input_name, record in self._bundle.manifest.components[name].inputs.items():
             if record.source not in sources:
@@ -126,7 +146,7 @@ class Components:
                     f"{name} takes {input_name} from {record.source}, which it is not given here: "
                     "export the bundle again"
                 )
-            value = sources[record.source].astype(record.dtype, copy=False)
+            value = sources[record.source].astype(record.dtype, order="C", copy=False)
             feeds[input_name] = value.reshape(1) if value.ndim < len(record.shape) == 1 else value
         return feeds
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,11 +23,16 @@ from mutoscope.runtime.manifest import (
     PROMPT_EMBEDS,
     ZEROS,
     ComponentRecord,
+    Manifest,
 )
 from mutoscope.runtime.noise import NoiseGenerator
 from mutoscope.runtime.sampler import F32
+from mutoscope.runtime.settings import Settings
 from mutoscope.runtime.timings import Timings
 from mutoscope.runtime.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from mutoscope.runtime.images import ImageInput
 
 Values = dict[str, Array]
 
@@ -236,3 +242,44 @@ def check_array(name: str, array: F32, shape: tuple[str, ...]) -> None:
         raise ParameterError(f"{name} is {array.dtype}{list(array.shape)}; it must be {rule}")
     if not np.isfinite(array).all():
         raise ParameterError(f"{name} has values that are not finite")
+
+
+def make_values(manifest: Manifest, settings: Settings, image: ImageInput | None) -> Values:
+    """Return what is known before any component runs, by source.
+
+    Args:
+        manifest: The bundle's.
+        settings: Sizes and conditions.
+        image: The user's image, for a bundle that takes one.
+
+    Raises:
+        ParameterError: There is an image where none is taken, or none where one is.
+    """
+    sizes = {
+        "num_frames": settings.num_frames,
+        "height": settings.height,
+        "width": settings.width,
+        "frame_rate": settings.frame_rate,
+    }
+    values: Values = {
+        name: np.asarray(number, dtype=np.float64)
+        for name, number in {**sizes, **settings.conditions}.items()
+    }
+    records = manifest.images
+    if image is not None and not records:
+        raise ParameterError(
+            "image is given, but this bundle makes a video of a prompt alone: leave it out"
+        )
+    if image is None and records:
+        raise ParameterError(
+            "image is missing: this bundle makes a video of an image, give the path of one"
+        )
+    if image is not None:
+        from mutoscope.runtime.images import load_image, prepare_image
+
+        picture = load_image(image)
+        for source, record in records.items():
+            values[source] = prepare_image(
+                picture, record, height=settings.height, width=settings.width
+            )
+    return values

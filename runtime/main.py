@@ -25,6 +25,14 @@ EXIT_TERMINATED = 143
 
 # Name: where the command is, and its line in the help of the group.
 COMMANDS = {
+    "bench": (
+        "mutoscope.runtime.commands.bench:bench",
+        "Measure the time and the memory of a bundle's components.",
+    ),
+    "build": (
+        "mutoscope.runtime.commands.build:build",
+        "Build a bundle's graphs for this machine, so that they load faster.",
+    ),
     "export": (
         "mutoscope.export.commands.export:export",
         "Make a bundle from a checkpoint (needs mutoscope[export]).",

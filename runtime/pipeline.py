@@ -10,23 +10,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mutoscope.engines.engine import Array
-from mutoscope.engines.onnxruntime_engine import (
+from mutoscope.engines.opening import check_available
+from mutoscope.engines.options import (
+    DEFAULT_ENGINE,
     DEFAULT_EXECUTION_PROVIDER,
-    MEMORY_MODES,
+    EngineOptions,
     Memory,
-    find_execution_provider,
 )
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.components import Components
-from mutoscope.runtime.conditioning import ConditionEncoder, PromptInput, Values, check_array
+from mutoscope.runtime.conditioning import (
+    ConditionEncoder,
+    PromptInput,
+    Values,
+    check_array,
+    make_values,
+)
 from mutoscope.runtime.decoder import decode_latents, make_decode_plan
 from mutoscope.runtime.decoding import OnRun
 from mutoscope.runtime.errors import ParameterError
-from mutoscope.runtime.manifest import LATENTS, PREVIEW_DECODER, TIMESTEP
-from mutoscope.runtime.noise import NoiseGenerator
+from mutoscope.runtime.guidance import GuidancePasses, GuidedDenoiser, check_guidance_passes
+from mutoscope.runtime.manifest import PREVIEW_DECODER
+from mutoscope.runtime.noise import NoiseGenerator, make_noise_source
 from mutoscope.runtime.preview import OnPreview, check_preview, make_preview_step
-from mutoscope.runtime.sampler import F32, OnStep, Predict, denoise
+from mutoscope.runtime.sampler import F32, OnStep, denoise
 from mutoscope.runtime.settings import Settings, make_settings
 from mutoscope.runtime.timings import Timings
 from mutoscope.runtime.video import Video
@@ -49,21 +56,17 @@ class VideoPipeline:
         self,
         bundle: Bundle,
         *,
+        engine: str = DEFAULT_ENGINE,
         execution_provider: str = DEFAULT_EXECUTION_PROVIDER,
         num_threads: int | None = None,
         memory: Memory = "normal",
         memory_limit_bytes: int | None = None,
     ) -> None:
         """Make a pipeline from an opened bundle; see `open` for the arguments."""
-        find_execution_provider(execution_provider)
-        if num_threads is not None and num_threads < 1:
-            raise ParameterError(f"num_threads is {num_threads}; it must be at least 1: use 1")
-        if memory not in MEMORY_MODES:
-            raise ParameterError(
-                f"memory is {memory!r}; it must be one of {', '.join(MEMORY_MODES)}: use normal"
-            )
+        options = EngineOptions(engine, execution_provider, num_threads, memory)
+        check_available(options)
         self.bundle = bundle
-        self._components = Components(bundle, execution_provider, num_threads, memory=memory)
+        self._components = Components(bundle, options)
         self._conditions = ConditionEncoder(bundle, self._components)
         self._memory_limit_bytes = memory_limit_bytes
 
@@ -72,6 +75,7 @@ class VideoPipeline:
         cls,
         path: str | os.PathLike[str] | None = None,
         *,
+        engine: str = DEFAULT_ENGINE,
         execution_provider: str = DEFAULT_EXECUTION_PROVIDER,
         num_threads: int | None = None,
         memory: Memory = "normal",
@@ -81,21 +85,24 @@ class VideoPipeline:
 
         Args:
             path: The folder; None takes the bundle that ships with mutoscope.
+            engine: What runs the graphs: "onnxruntime", "openvino:f32" or "openvino:bf16"; the
+                last two need `pip install mutoscope[openvino]`.
             execution_provider: What onnxruntime runs the graphs on: "cpu", "cuda", "tensorrt" and
                 others, as `mutoscope generate --help` lists them.
             num_threads: Threads for one operator on the CPU; None takes one for each core.
-            memory: "low" keeps one component in memory at a time, and its weights in the file
-                where the operating system can drop them; each generation loads again.
+            memory: "low" keeps one component in memory at a time, and with onnxruntime its weights
+                in the file where the operating system can drop them; each generation loads again.
             memory_limit_bytes: What the process may use while it decodes; None for no limit. A
                 frame that does not fit is decoded in tiles: the same within 1 of 255, slower.
 
         Raises:
             BundleError: There is no bundle that this version can read.
-            ExecutionProviderError: The execution provider is not available.
-            ParameterError: num_threads is below 1, or memory is unknown.
+            EngineError: The engine or the execution provider is not available, num_threads is
+                below 1, or memory is unknown.
         """
         return cls(
             Bundle.default() if path is None else Bundle.open(path),
+            engine=engine,
             execution_provider=execution_provider,
             num_threads=num_threads,
             memory=memory,
@@ -119,6 +126,11 @@ class VideoPipeline:
         """Free all memory; a later call to generate loads again."""
         for name in self._components.loaded:
             self._components.unload(name)
+
+    @property
+    def engine_properties(self) -> dict[str, str]:
+        """What runs the graphs: "engine", "version" and more; empty before the first is loaded."""
+        return self._components.engine_properties
 
     def unload(self, component_name: str) -> None:
         """Free the memory of one component; it is loaded again when it is next used."""
@@ -144,6 +156,7 @@ class VideoPipeline:
         frame_rate: float | None = None,
         conditions: Mapping[str, float] | None = None,
         scheduler: str | None = None,
+        guidance_passes: GuidancePasses = "separate",
         on_step: OnStep | None = None,
         on_preview: OnPreview | None = None,
         on_decode: OnRun | None = None,
@@ -175,6 +188,9 @@ class VideoPipeline:
             conditions: Numbers that the bundle's denoiser takes, by name, such as
                 {"motion_bucket_id": 127}.
             scheduler: A scheduler of the bundle, by class name or short name ("euler-ancestral").
+            guidance_passes: How the denoiser runs where guidance is on: "separate" for the prompt
+                and the negative prompt one after the other, "batched" for both at once; the same
+                within rounding, with twice the memory, and faster only on some devices.
             on_step: Called after each step with a `StepInfo`; returns False to cancel.
             on_preview: Called after each step with a `PreviewInfo`, the frames as the model takes
                 them to be; for a bundle with a preview decoder.
@@ -211,14 +227,18 @@ class VideoPipeline:
             prompts = self._make_prompts(
                 settings, prompt, prompt_embeds, negative_prompt, negative_prompt_embeds
             )
-            values = self._make_values(settings, image)
+            denoiser = self.bundle.find_component(self._components.denoiser)
+            check_guidance_passes(denoiser, guidance_passes)
+            values = make_values(self.bundle.manifest, settings, image)
             plan = make_decode_plan(self.bundle, settings.latents_shape, self._memory_limit_bytes)
             if on_preview is not None:
                 on_step = self._make_preview_step(settings, timings, on_preview, on_step)
             # One stream, as in diffusers: the noise of the encoders, of the start, of the steps.
             generator = NoiseGenerator(settings.seed)
             passes = self._conditions.encode(prompts, values, generator, timings)
-            clean = self._denoise(settings, latents, passes, generator, timings, on_step)
+            clean = self._denoise(
+                settings, latents, passes, generator, timings, on_step, guidance_passes
+            )
             frames = decode_latents(self._components, clean, plan, timings, on_run=on_decode)
         return Video(
             frames=frames,
@@ -257,37 +277,6 @@ class VideoPipeline:
             )
         return prompts
 
-    def _make_values(self, settings: Settings, image: ImageInput | None) -> Values:
-        """What is known before any component runs, by source; raises `ParameterError`."""
-        sizes = {
-            "num_frames": settings.num_frames,
-            "height": settings.height,
-            "width": settings.width,
-            "frame_rate": settings.frame_rate,
-        }
-        values: Values = {
-            name: np.asarray(number, dtype=np.float64)
-            for name, number in {**sizes, **settings.conditions}.items()
-        }
-        records = self.bundle.manifest.images
-        if image is not None and not records:
-            raise ParameterError(
-                "image is given, but this bundle makes a video of a prompt alone: leave it out"
-            )
-        if image is None and records:
-            raise ParameterError(
-                "image is missing: this bundle makes a video of an image, give the path of one"
-            )
-        if image is not None:
-            from mutoscope.runtime.images import load_image, prepare_image
-
-            picture = load_image(image)
-            for source, record in records.items():
-                values[source] = prepare_image(
-                    picture, record, height=settings.height, width=settings.width
-                )
-        return values
-
     def _denoise(
         self,
         settings: Settings,
@@ -296,6 +285,7 @@ class VideoPipeline:
         generator: NoiseGenerator,
         timings: Timings,
         on_step: OnStep | None,
+        guidance_passes: GuidancePasses,
     ) -> F32:
         """Clean latents, float32 [1, C, F, H, W]."""
         name, record = self._components.denoiser, self.bundle.manifest.latents
@@ -305,50 +295,25 @@ class VideoPipeline:
         spent = _sum_inner_seconds(timings)
         shape = settings.latents_shape
         with timings.measure("seconds_sampler"):
+            predict = GuidedDenoiser(
+                self.bundle,
+                self._components,
+                passes,
+                shape,
+                settings.frame_guidance,
+                timings,
+                guidance_passes=guidance_passes,
+            )
             if latents is None:
-                latents = _draw_noise(generator, shape, record.start_noise_frames_first)
+                frames_first = record.start_noise_frames_first
+                latents = make_noise_source(generator, shape, frames_first=frames_first)()
+            draw = make_noise_source(generator, shape, frames_first=record.step_noise_frames_first)
             clean = denoise(
-                latents,
-                table,
-                self._make_predict(name, passes, settings.frame_guidance, timings),
-                noise=lambda step_index: _draw_noise(
-                    generator, shape, record.step_noise_frames_first
-                ),
-                on_step=on_step,
+                latents, table, predict, noise=lambda _step_index: draw(), on_step=on_step
             )
         timings.seconds_sampler -= _sum_inner_seconds(timings) - spent
         self._components.release(name)
         return clean
-
-    def _make_predict(
-        self, name: str, passes: list[Values], guidance: NDArray[np.float32], timings: Timings
-    ) -> Predict:
-        """The denoiser with its conditions: one pass, or two that are combined by guidance."""
-        wanted = {record.source for record in self.bundle.find_component(name).inputs.values()}
-        fixed = [
-            {source: value for source, value in values.items() if source in wanted}
-            for values in passes
-        ]
-
-        def run(sample: F32, timestep: float, values: Values) -> F32:
-            sources: dict[str, Array] = {
-                **values,
-                LATENTS: sample,
-                TIMESTEP: np.asarray(timestep, dtype=np.float64),
-            }
-            return self._components.run(name, timings, sources).astype(np.float32, copy=False)
-
-        def predict(sample: F32, timestep: float) -> F32:
-            # Two passes, not one batch of two: on a CPU as fast, with half the memory.
-            model_output = run(sample, timestep, fixed[0])
-            if len(fixed) == 2:
-                unconditional = run(sample, timestep, fixed[1])
-                model_output -= unconditional
-                model_output *= guidance
-                model_output += unconditional
-            return model_output
-
-        return predict
 
     def _make_preview_step(
         self, settings: Settings, timings: Timings, on_preview: OnPreview, on_step: OnStep | None
@@ -367,14 +332,3 @@ class VideoPipeline:
 def _sum_inner_seconds(timings: Timings) -> float:
     """What parts of their own measure inside the loop of the sampler."""
     return timings.seconds_load + timings.seconds_denoiser + timings.seconds_preview_decoder
-
-
-def _draw_noise(
-    generator: NoiseGenerator, shape: tuple[int, int, int, int, int], frames_first: bool
-) -> F32:
-    """Standard normal noise, float32 [B, C, F, H, W], in the order in which diffusers draws it."""
-    if not frames_first:
-        return generator.normal(shape)
-    batch, channels, num_frames, height, width = shape
-    drawn = generator.normal((batch, num_frames, channels, height, width))
-    return np.ascontiguousarray(drawn.transpose(0, 2, 1, 3, 4))

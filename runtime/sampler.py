@@ -6,7 +6,7 @@ It knows neither schedulers nor models. `predict` is the denoiser with everythin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
@@ -19,7 +19,7 @@ from mutoscope.runtime.schedule import MODEL_OUTPUT, NOISE, ScheduleTable, Sched
 
 F32: TypeAlias = NDArray[np.float32]
 
-# 128 KiB of float32: the blocks that a row touches stay in the second-level cache. A quarter of the
+# 128 KiB of float32: the blocks that a row touches stay in the second-level cache. A third of the
 # time of whole arrays was saved at [1, 4, 16, 64, 64], and it hardly matters within 64 to 256 KiB.
 BLOCK_ELEMENTS = 32768
 
@@ -85,6 +85,8 @@ class StepInfo:
 Predict: TypeAlias = Callable[[F32, float], F32]
 DrawNoise: TypeAlias = Callable[[int], F32]
 OnStep: TypeAlias = Callable[[StepInfo], "bool | None"]
+# The array that an update writes, and those that it sums with their coefficients.
+_BoundUpdate: TypeAlias = tuple[F32, list[tuple[F32, np.float32]]]
 
 
 def denoise(
@@ -97,16 +99,19 @@ def denoise(
 ) -> F32:
     """Run the schedule table over the denoiser and return the clean latents.
 
+    Nothing of the size of the latents is allocated in the loop.
+
     Args:
         latents: Start noise, float32 [B, C, F, H, W] or any other shape, unit variance; not
             changed.
         table: The schedule table.
         predict: Called as predict(sample, timestep) once for each row; returns the model output,
-            float32 and shaped like the latents. `sample` is a buffer that is overwritten once
-            predict has returned; predict may write to it.
+            float32 and shaped like the latents; it may be the same array each time. `sample` is a
+            buffer that is overwritten once predict has returned; predict may write to it.
         noise: Called as noise(step_index); returns standard normal noise, float32 and shaped like
-            the latents. It is called after predict, as often as the row says, so that the random
-            stream runs as in diffusers. Only tables with draws_noise need it.
+            the latents; it may be the same array each time. It is called after predict, as often
+            as the row says, so that the random stream runs as in diffusers. Only tables with
+            draws_noise need it.
         on_step: Called after each row. Returns False to stop, True or None to go on.
 
     Returns:
@@ -123,12 +128,10 @@ def denoise(
     _check_array("latents", latents, np.shape(latents))
     if noise is None:
         _check_draws_none(table)
-    registers = np.zeros((table.num_registers, latents.size), dtype=np.float32)
-    np.multiply(latents.reshape(-1), np.float32(table.init_noise_sigma), out=registers[0])
+    sources = _make_registers(latents, table)
     # Holds the sample and then, so that on_step can have an estimate from the old, new latents.
-    spare = np.empty_like(registers[0])
+    spare = np.empty_like(sources[0])
     scratch = np.empty(min(BLOCK_ELEMENTS, latents.size), dtype=np.float32)
-    sources: dict[Source, F32] = dict(enumerate(registers))
 
     for step_index, row in enumerate(table.rows):
         before = sources[0]
@@ -141,17 +144,22 @@ def denoise(
             for _ in range(row.noise_draws):
                 sources[NOISE] = _check_array("noise", noise(step_index), latents.shape)
         keeps_before = on_step is not None and row.denoised is not None
-        for update in row.updates:
-            if keeps_before and update.into == 0 and sources[0] is before:
-                _run_update(update, sources, spare, scratch)
-                sources[0], spare = spare, before
-            else:
-                _run_update(update, sources, sources[update.into], scratch)
+        new_latents = spare if keeps_before else before
+        _run_updates(_bind_updates(row.updates, sources, new_latents), scratch)
         if on_step is not None:
             estimate = _Estimate(row.denoised, before, sources[MODEL_OUTPUT])
             shown = sources[0].reshape(latents.shape)
             _report_step(on_step, table, step_index, shown, estimate)
+        if sources[0] is spare:
+            spare = before
     return np.array(sources[0].reshape(latents.shape))
+
+
+def _make_registers(latents: F32, table: ScheduleTable) -> dict[Source, F32]:
+    """The registers at the start: the scaled latents, and zeros."""
+    registers = np.zeros((table.num_registers, latents.size), dtype=np.float32)
+    np.multiply(latents.reshape(-1), np.float32(table.init_noise_sigma), out=registers[0])
+    return dict(enumerate(registers))
 
 
 def _report_step(
@@ -168,24 +176,38 @@ def _report_step(
         raise CancelledError(f"cancelled after step {step_index + 1} of {num_steps}")
 
 
-def _run_update(
-    update: ScheduleUpdate, sources: dict[Source, F32], target: F32, scratch: F32
-) -> None:
-    """Write the value of one register, block by block; the target may be among the sources."""
-    if not update.terms:
-        target.fill(0)
-        return
-    # Read first where it is a source, since the first product overwrites it.
-    terms = sorted(update.terms, key=lambda term: term[0] != update.into)
-    first, *others = [(sources[source], np.float32(coefficient)) for source, coefficient in terms]
-    for start in range(0, target.size, BLOCK_ELEMENTS):
+def _bind_updates(
+    updates: Sequence[ScheduleUpdate], sources: dict[Source, F32], new_latents: F32
+) -> list[_BoundUpdate]:
+    """The arrays of each update; register 0 moves to `new_latents` when it is first written."""
+    bound = []
+    for update in updates:
+        # Read first where it is a source, since the first product overwrites it.
+        terms = sorted(update.terms, key=lambda term: term[0] != update.into)
+        operands = [(sources[source], np.float32(coefficient)) for source, coefficient in terms]
+        if update.into == 0:
+            sources[0] = new_latents
+        bound.append((sources[update.into], operands))
+    return bound
+
+
+def _run_updates(updates: list[_BoundUpdate], scratch: F32) -> None:
+    """Run the updates of a row in place, all of them on one block after the other."""
+    size = updates[0][0].size if updates else 0
+    for start in range(0, size, BLOCK_ELEMENTS):
         part = slice(start, start + BLOCK_ELEMENTS)
-        block = target[part]
-        product = scratch[: block.size]
-        np.multiply(first[0][part], first[1], out=block)
-        for operand, coefficient in others:
-            np.multiply(operand[part], coefficient, out=product)
-            np.add(block, product, out=block)
+        product = scratch[: size - start]
+        for target, operands in updates:
+            block = target[part]
+            if not operands:
+                block.fill(0)
+                continue
+            (first, coefficient), *others = operands
+            if first is not target or coefficient != 1:
+                np.multiply(first[part], coefficient, out=block)
+            for operand, coefficient in others:
+                np.multiply(operand[part], coefficient, out=product)
+                np.add(block, product, out=block)
 
 
 def _check_draws_none(table: ScheduleTable) -> None:

@@ -18,7 +18,8 @@ class Timings:
         seconds_image_encoder: The image as the denoiser attends to it.
         seconds_vae_encoder: The image as latents.
         seconds_denoiser: All steps, and both passes of each where guidance is on.
-        seconds_sampler: The rest of the loop: schedule rows, noise, guidance, callbacks.
+        seconds_sampler: The rest of the loop: schedule rows, noise, guidance, the copies into the
+            arrays that the denoiser is fed, callbacks.
         seconds_vae_decoder: Latents to frames.
         seconds_preview_decoder: Latents to the frames of previews.
         seconds_other: Components of other names.

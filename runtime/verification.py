@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from mutoscope.engines.onnxruntime_engine import DEFAULT_EXECUTION_PROVIDER, OnnxruntimeEngine
+from mutoscope.engines.opening import open_engine
+from mutoscope.engines.options import EngineOptions
+from mutoscope.runtime.built_engines import ENGINES_FOLDER
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.components import check_declaration
 from mutoscope.runtime.errors import BundleError, MutoscopeError
@@ -40,8 +43,13 @@ class CheckResult:
         return self.problem is None
 
 
-def verify_bundle(bundle: Bundle) -> Iterator[CheckResult]:
-    """Check a bundle from its files to a generation; yields each result when it is known."""
+def verify_bundle(bundle: Bundle, options: EngineOptions) -> Iterator[CheckResult]:
+    """Check a bundle from its files to a generation; yields each result when it is known.
+
+    Args:
+        bundle: The bundle.
+        options: What its graphs are loaded and run with.
+    """
     yield from _check_files(bundle)
     yield _note_unlisted_files(bundle)
     yield _run_check("defaults are allowed", lambda: _check_defaults(bundle))
@@ -49,13 +57,17 @@ def verify_bundle(bundle: Bundle) -> Iterator[CheckResult]:
         check_tokenizer = functools.partial(_check_tokenizer, bundle, record)
         yield _run_check(record.file.rpartition("/")[0] or record.file, check_tokenizer)
     for name, component in bundle.manifest.components.items():
-        for variant in component.variants:
-            check = functools.partial(_check_graph, bundle, name, variant)
+        for variant, graph in component.variants.items():
+            check = functools.partial(_check_graph, bundle, name, graph, options)
             yield _run_check(f"{name} ({variant}) loads and is as declared", check)
+        for variant, graph in component.cpu_graphs.items() if options.uses_cpu_graphs else ():
+            check = functools.partial(_check_graph, bundle, name, graph, options)
+            yield _run_check(f"{name} ({variant}, for CPUs) loads and is as declared", check)
     for scheduler in bundle.manifest.schedules:
         check_tables = functools.partial(_check_tables, bundle, scheduler)
         yield _run_check(f"schedule tables of {scheduler}", check_tables)
-    yield _run_check("a generation of the smallest size", lambda: _check_generation(bundle))
+    check_generation = functools.partial(_check_generation, bundle, options)
+    yield _run_check("a generation of the smallest size", check_generation)
 
 
 def _run_check(name: str, check: Callable[[], str | None]) -> CheckResult:
@@ -82,7 +94,8 @@ def _note_unlisted_files(bundle: Bundle) -> CheckResult:
     found = (path for path in sorted(bundle.path.rglob("*")) if path.is_file())
     names = (path.relative_to(bundle.path).as_posix() for path in found)
     listed = {MANIFEST_NAME, *bundle.manifest.files}
-    unlisted = [name for name in names if name not in listed]
+    built = f"{ENGINES_FOLDER}/"
+    unlisted = [name for name in names if name not in listed and not name.startswith(built)]
     note = f"not in {MANIFEST_NAME}, never read: {', '.join(unlisted)}" if unlisted else None
     return CheckResult("unlisted files", note=note)
 
@@ -96,9 +109,8 @@ def _check_tokenizer(bundle: Bundle, record: TokenizerRecord) -> None:
     tokenizer.encode("prompt", _PROMPT)
 
 
-def _check_graph(bundle: Bundle, name: str, variant: str) -> None:
-    graph = bundle.find_file(bundle.find_component(name).variants[variant])
-    engine = OnnxruntimeEngine(graph, execution_provider=DEFAULT_EXECUTION_PROVIDER)
+def _check_graph(bundle: Bundle, name: str, graph: str, options: EngineOptions) -> None:
+    engine = open_engine(bundle.find_file(graph), options)
     try:
         check_declaration(bundle, name, engine)
     finally:
@@ -113,13 +125,13 @@ def _check_tables(bundle: Bundle, scheduler: str) -> str:
     return f"{len(counts)} tables, up to {terms} terms in a row"
 
 
-def _check_generation(bundle: Bundle) -> str:
+def _check_generation(bundle: Bundle, options: EngineOptions) -> str:
     limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
     counts = bundle.manifest.schedules[defaults.scheduler]
     image = None
     if bundle.manifest.images:
         image = np.zeros((limits.height.minimum, limits.width.minimum, 3), dtype=np.uint8)
-    with VideoPipeline(bundle, memory="low") as pipeline:
+    with VideoPipeline(bundle, **dataclasses.asdict(options)) as pipeline:
         video = pipeline.generate(
             _PROMPT if bundle.manifest.tokenizers else None,
             image=image,
@@ -132,4 +144,4 @@ def _check_generation(bundle: Bundle) -> str:
     wanted = (limits.num_frames.minimum, limits.height.minimum, limits.width.minimum, 3)
     if video.frames.shape != wanted:
         raise BundleError(f"it made frames {list(video.frames.shape)} in place of {list(wanted)}")
-    return f"{video.timings.seconds_total:.1f} s"
+    return f"{video.timings.seconds_total:.1f} s with {options.engine}"

@@ -60,3 +60,11 @@ def checkpoint_options(command: Command) -> Command:
     for option in reversed(OPTIONS):
         command = option(command)
     return command
+
+
+def check_needs_checkpoint(checkpoint: str | None, options: dict[str, Any]) -> None:
+    """Raise `click.UsageError` if one of the options is given without a checkpoint."""
+    given = [name for name, value in options.items() if value]
+    if given and not checkpoint:
+        option = "lora" if given[0] == "loras" else given[0].replace("_", "-")
+        raise click.UsageError(f"--{option} needs --checkpoint")

@@ -8,17 +8,10 @@ from pathlib import Path
 
 import click
 
-from mutoscope.engines.onnxruntime_engine import (
-    MEMORY_MODES,
-    Memory,
-    find_execution_provider,
-)
+from mutoscope.engines.opening import check_available
+from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.commands.options import (
-    execution_provider_option,
-    memory_limit_option,
-    num_threads_option,
-)
+from mutoscope.runtime.commands.options import engine_options, memory_limit_option
 from mutoscope.runtime.components import Components
 from mutoscope.runtime.decoder import decode_latents, make_decode_plan
 from mutoscope.runtime.decoding import DecodePlan
@@ -60,16 +53,8 @@ Examples:
     show_default="from LATENTS, else from the bundle",
     help="Frames per second of the file.",
 )
-@click.option(
-    "--memory",
-    type=click.Choice(MEMORY_MODES),
-    default="normal",
-    show_default=True,
-    help="low leaves the weights in the file, where they can be dropped, and is slower by a fifth.",
-)
+@engine_options()
 @memory_limit_option
-@execution_provider_option
-@num_threads_option
 @click.option("--force", is_flag=True, help="Replace what is at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def decode(
@@ -77,10 +62,8 @@ def decode(
     bundle: str | None,
     output: str | None,
     frame_rate: float | None,
-    memory: Memory,
+    engine_options: EngineOptions,
     memory_limit_bytes: int | None,
-    execution_provider: str,
-    num_threads: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -90,7 +73,7 @@ def decode(
     one that generate made.
     """
     opened = Bundle.default() if bundle is None else Bundle.open(bundle)
-    find_execution_provider(execution_provider)
+    check_available(engine_options)
     saved = load_latents(latents, num_channels=opened.manifest.latents.channels)
     _check_bundle(opened, saved, latents)
     plan = make_decode_plan(opened, saved.latents.shape, memory_limit_bytes)
@@ -98,7 +81,7 @@ def decode(
     if output is None:
         output = str(Path(latents).with_suffix(".png" if clip.num_frames == 1 else ".mp4"))
     check_output(output, clip, force=force)
-    components = Components(opened, execution_provider, num_threads, memory=memory)
+    components = Components(opened, engine_options)
     timings = Timings()
     with timings.measure("seconds_total"):
         video = _decode(components, saved, plan, clip, timings, Path(output).name)
@@ -106,7 +89,8 @@ def decode(
     how = f"{video.timings.seconds_total:.1f} s, {plan.describe()}"
     click.echo(f"{path}: {how}", err=True)
     if as_json:
-        click.echo(json.dumps(_describe(opened, saved, plan, video, path)))
+        result = _describe(opened, saved, plan, video, path)
+        click.echo(json.dumps({**result, "engine": components.engine_properties}))
 
 
 def _check_bundle(bundle: Bundle, saved: SavedLatents, path: str) -> None:

@@ -12,18 +12,12 @@ from typing import Any
 
 import click
 
-from mutoscope.engines.onnxruntime_engine import (
-    MEMORY_MODES,
-    Memory,
-)
-from mutoscope.runtime.commands.options import (
-    execution_provider_option,
-    memory_limit_option,
-    num_threads_option,
-)
+from mutoscope.engines.options import EngineOptions
+from mutoscope.runtime.commands.options import engine_options, memory_limit_option
 from mutoscope.runtime.decoder import make_decode_plan
 from mutoscope.runtime.decoding import DecodeProgress
 from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.guidance import GUIDANCE_PASSES
 from mutoscope.runtime.latents_files import check_latents_output, save_latents
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.preview import OnPreview, PreviewKind, TerminalPreview, open_preview
@@ -149,16 +143,16 @@ def parse_conditions(
     show_default=_FROM_BUNDLE,
     help="One of the bundle's schedulers, e.g. ddim, euler-ancestral.",
 )
-@execution_provider_option
-@num_threads_option
 @click.option(
-    "--memory",
-    type=click.Choice(MEMORY_MODES),
-    default="normal",
+    "--guidance-passes",
+    type=click.Choice(GUIDANCE_PASSES),
+    default="separate",
     show_default=True,
-    help="low keeps one component in memory at a time, its weights in the file where they can be "
-    "dropped; each video then loads them again.",
+    help="How the model runs where guidance is on: with the prompt and the negative prompt one "
+    "after the other, or batched, with both at once. That takes twice the memory and is faster on "
+    "some devices.",
 )
+@engine_options()
 @memory_limit_option
 @click.option(
     "--save-latents",
@@ -193,9 +187,7 @@ def generate(
     image: str | None,
     bundle: str | None,
     output: str | None,
-    execution_provider: str,
-    num_threads: int | None,
-    memory: Memory,
+    engine_options: EngineOptions,
     memory_limit_bytes: int | None,
     latents: str | None,
     preview: PreviewKind | None,
@@ -209,13 +201,13 @@ def generate(
     Everything is checked before the work starts: the options, the bundle, and that OUT can be
     written. What was made, with its seed, is said on stderr.
     """
-    inputs = {"prompt": prompt, "image": image, "negative_prompt": options.pop("negative_prompt")}
+    inputs = {
+        "prompt": prompt,
+        "image": image,
+        **{name: options.pop(name) for name in ("negative_prompt", "guidance_passes")},
+    }
     pipeline = VideoPipeline.open(
-        bundle,
-        execution_provider=execution_provider,
-        num_threads=num_threads,
-        memory=memory,
-        memory_limit_bytes=memory_limit_bytes,
+        bundle, **dataclasses.asdict(engine_options), memory_limit_bytes=memory_limit_bytes
     )
     with pipeline:
         settings = make_settings(pipeline.bundle, **options)
@@ -233,7 +225,11 @@ def generate(
             video = _generate_one(pipeline, inputs, settings, options, target, num_decodes)
             results.append(_save(pipeline, video, target, force=force))
     if as_json:
-        click.echo(json.dumps({"bundle": str(pipeline.bundle.path), "videos": results}))
+        made_with = {
+            "bundle": str(pipeline.bundle.path),
+            "engine": pipeline.engine_properties,
+        }
+        click.echo(json.dumps({**made_with, "videos": results}))
 
 
 @dataclass(frozen=True)

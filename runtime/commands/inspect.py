@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mutoscope.runtime.built_engines import find_built
 from mutoscope.runtime.bundle import Bundle, describe_counts, find_external_data
 from mutoscope.runtime.manifest import (
     ComponentRecord,
@@ -53,6 +54,7 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield "components"
     for name, component in manifest.components.items():
         yield from _describe_component(manifest, name, component)
+        yield from _describe_built(bundle, name)
     yield ""
     yield "limits"
     for name in ("height", "width", "num_frames"):
@@ -137,6 +139,12 @@ def _describe_component(manifest: Manifest, name: str, component: ComponentRecor
             f"{max(record.max_abs_error for record in component.parity):.2g}, at worst of "
             f"{len(component.parity)} sets of shapes"
         )
+
+
+def _describe_built(bundle: Bundle, name: str) -> Iterator[str]:
+    for built in find_built(bundle, name):
+        use = f"not used ({built.problem})" if built.problem else "used on this machine's CPU"
+        yield f"    built: {format_bytes(built.size_bytes)}, {use}, {built.folder}"
 
 
 def _describe_tensor(tensor: TensorRecord) -> str:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import click
 
-from mutoscope.engines.onnxruntime_engine import DEFAULT_EXECUTION_PROVIDER, EXECUTION_PROVIDERS
+from mutoscope.engines.onnxruntime_engine import EXECUTION_PROVIDERS
+from mutoscope.engines.options import (
+    DEFAULT_ENGINE,
+    DEFAULT_EXECUTION_PROVIDER,
+    ENGINES,
+    MEMORY_MODES,
+    EngineOptions,
+    Memory,
+)
 from mutoscope.runtime.errors import ParameterError
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
@@ -54,6 +65,16 @@ memory_limit_option = click.option(
     help="What the process may use while it decodes, e.g. 2GiB or 800MB. Meant with --memory low.",
 )
 
+engine_option = click.option(
+    "--engine",
+    metavar="NAME",
+    type=click.Choice([*ENGINES, "openvino"]),
+    default=DEFAULT_ENGINE,
+    show_default=True,
+    help="What runs the graphs: onnxruntime, openvino:f32 (or openvino) or openvino:bf16, which is "
+    "faster and less exact, and what OpenVINO itself takes where the processor has it. Both need "
+    "mutoscope[openvino] and compile for each size.",
+)
 execution_provider_option = click.option(
     "--execution-provider",
     metavar="NAME",
@@ -68,3 +89,37 @@ num_threads_option = click.option(
     show_default="one for each core",
     help="Threads for one operator on the CPU.",
 )
+
+
+def engine_options(*, default_memory: Memory = "normal") -> Callable[[Any], Any]:
+    """Return a decorator: options of what runs the graphs, as one argument `engine_options`.
+
+    Args:
+        default_memory: What --memory is where it is not given.
+    """
+    memory_option = click.option(
+        "--memory",
+        type=click.Choice(MEMORY_MODES),
+        default=default_memory,
+        show_default=True,
+        help="low keeps one component in memory at a time and, with onnxruntime, its weights in "
+        "the file where they can be dropped; it is slower, and each video loads them again.",
+    )
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(
+            *arguments: Any,
+            engine: str,
+            execution_provider: str,
+            num_threads: int | None,
+            memory: Memory,
+            **options: Any,
+        ) -> Any:
+            chosen = EngineOptions(engine, execution_provider, num_threads, memory)
+            return command(*arguments, engine_options=chosen, **options)
+
+        with_memory = memory_option(run)
+        return engine_option(execution_provider_option(num_threads_option(with_memory)))
+
+    return decorate

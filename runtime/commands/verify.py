@@ -11,8 +11,14 @@ from typing import Any
 
 import click
 
+from mutoscope.engines.opening import check_available
+from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.commands.checkpoint_options import checkpoint_options
+from mutoscope.runtime.commands.checkpoint_options import (
+    check_needs_checkpoint,
+    checkpoint_options,
+)
+from mutoscope.runtime.commands.options import engine_options
 from mutoscope.runtime.errors import BundleError, MutoscopeError
 from mutoscope.runtime.verification import CheckResult, verify_bundle
 
@@ -32,22 +38,28 @@ Examples:
     "mutoscope[export]).",
 )
 @checkpoint_options
+@engine_options(default_memory="low")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def verify(bundle: str | None, checkpoint: str | None, as_json: bool, **options: Any) -> None:
+def verify(
+    bundle: str | None,
+    checkpoint: str | None,
+    engine_options: EngineOptions,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Check that a bundle is whole and works.
 
     BUNDLE is its folder; left out, it is the bundle that ships with mutoscope. Checked are: size
     and sha256 of every file, that the graphs load and are as the manifest says, the schedule
-    tables, and a generation of the smallest size. The exit code is 1 if anything fails. The options
-    from --motion-adapter on are those that the export was given, for --checkpoint.
+    tables, and a generation of the smallest size, on the engine that is named. The exit code is 1
+    if anything fails. The options from --motion-adapter to --single-file-config are those that the
+    export was given, for --checkpoint.
     """
-    given = [name for name, value in options.items() if value]
-    if given and not checkpoint:
-        option = "lora" if given[0] == "loras" else given[0].replace("_", "-")
-        raise click.UsageError(f"--{option} needs --checkpoint")
+    check_needs_checkpoint(checkpoint, options)
+    check_available(engine_options)
     opened = Bundle.default() if bundle is None else Bundle.open(bundle)
     results = []
-    for result in _run_all(opened, checkpoint, options):
+    for result in _run_all(opened, checkpoint, options, engine_options):
         click.echo(format_result(result), err=True)
         results.append(result)
     failed = [result.name for result in results if not result.ok]
@@ -70,9 +82,12 @@ def format_result(result: CheckResult) -> str:
 
 
 def _run_all(
-    bundle: Bundle, checkpoint: str | None, options: dict[str, Any]
+    bundle: Bundle,
+    checkpoint: str | None,
+    options: dict[str, Any],
+    engine_options: EngineOptions,
 ) -> Iterator[CheckResult]:
-    yield from verify_bundle(bundle)
+    yield from verify_bundle(bundle, engine_options)
     if checkpoint:
         yield from _compare_with_checkpoint(bundle.path, checkpoint, options)
 

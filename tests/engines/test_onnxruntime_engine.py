@@ -79,6 +79,99 @@ def test_run_refuses_feeds_that_do_not_fit(
         engine.run(feeds)
 
 
+@pytest.fixture
+def pair_engine(tmp_path: Path) -> OnnxruntimeEngine:
+    """count = N and bytes = table[index], for int64 index [N]; uint8 [N, 2] and an int64 number."""
+    table = numpy_helper.from_array(np.arange(10, dtype=np.uint8).reshape(5, 2), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "index"], ["bytes"]),
+        helper.make_node("Size", ["index"], ["count"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pair",
+        [helper.make_tensor_value_info("index", TensorProto.INT64, ["N"])],
+        [
+            helper.make_tensor_value_info("bytes", TensorProto.UINT8, ["N", 2]),
+            helper.make_tensor_value_info("count", TensorProto.INT64, []),
+        ],
+        [table],
+    )
+    path = tmp_path / "pair" / "model.onnx"
+    path.parent.mkdir()
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), str(path))
+    return OnnxruntimeEngine(path, num_threads=1)
+
+
+def test_run_writes_into_the_arrays_given_and_keeps_the_binding_while_they_come_again(
+    pair_engine: OnnxruntimeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = np.array([4, 0, 2])
+    outputs = {"bytes": np.empty((3, 2), np.uint8), "count": np.empty((), np.int64)}
+    returned = pair_engine.run({"index": index}, outputs)
+    assert all(returned[name] is array for name, array in outputs.items())
+    assert outputs["bytes"].tolist() == [[8, 9], [0, 1], [4, 5]]
+    assert outputs["count"] == 3
+    with monkeypatch.context() as patch:
+        patch.delattr(OnnxruntimeEngine, "_bind")
+        index[:] = 1, 1, 3
+        pair_engine.run({"index": index}, outputs)
+    assert outputs["bytes"].tolist() == [[2, 3], [2, 3], [6, 7]]
+    other = {name: np.empty_like(array) for name, array in outputs.items()}
+    assert pair_engine.run({"index": index[::-1]}, other)["bytes"].tolist()[0] == [6, 7]
+    assert outputs["bytes"].tolist()[0] == [2, 3]
+
+
+def test_outputs_that_are_not_given_are_new_arrays_in_each_run(
+    pair_engine: OnnxruntimeEngine,
+) -> None:
+    count, index = np.empty((), np.int64), np.array([4])
+    first = pair_engine.run({"index": index}, {"count": count})
+    index[0] = 0
+    second = pair_engine.run({"index": index}, {"count": count})
+    assert list(second) == ["bytes", "count"]
+    assert (first["bytes"].tolist(), second["bytes"].tolist()) == ([[8, 9]], [[0, 1]])
+
+
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_an_output_array_of_a_wrong_length_is_an_error_and_no_memory_is_touched(
+    engine: OnnxruntimeEngine, length: int
+) -> None:
+    memory = np.full((60, 3), 7, np.float32)
+    with pytest.raises(EngineError, match=r"sum/model.onnx failed: .*shape") as caught:
+        engine.run({"first": rows(2), "second": rows(2)}, {"total": memory[10 : 10 + length]})
+    assert "\n" not in str(caught.value)
+    assert (memory == 7).all()
+    engine.run({"first": rows(2), "second": rows(2)}, {"total": memory[:2]})
+    assert (memory[:2] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"sum": rows(2)}, "has no output 'sum': it returns total"),
+        ({"total": rows(2, "float64")}, r"total is float64\[2, 3\]; the graph returns float32"),
+        (
+            {"total": rows(3).T},
+            r"must be C-contiguous and writeable: use np.empty\(\[3, 3\], np.fl",
+        ),
+        ({"total": rows(2).reshape(3, 2)}, r"total is float32\[3, 2\]; the graph returns float32"),
+    ],
+)
+def test_run_refuses_output_arrays_that_do_not_fit(
+    engine: OnnxruntimeEngine, outputs: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(EngineError, match=rf"sum/model.onnx.*{message}"):
+        engine.run({"first": rows(2), "second": rows(2)}, outputs)
+
+
+def test_an_output_array_may_not_be_an_input(engine: OnnxruntimeEngine) -> None:
+    array = rows(4)
+    with pytest.raises(EngineError, match="the array for total shares memory with second"):
+        engine.run({"first": rows(2), "second": array[:2]}, {"total": array[1:3]})
+
+
 def test_run_after_close_says_so(engine: OnnxruntimeEngine) -> None:
     engine.close()
     engine.close()

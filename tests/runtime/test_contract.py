@@ -68,7 +68,10 @@ def test_docs_show_the_help_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "docs/cli.md", "docs/export.md", "docs/families.md", "docs/python-api.md"],
+    [
+        "README.md",
+        *(f"docs/{name}.md" for name in ("benchmarks", "cli", "export", "families", "python-api")),
+    ],
 )
 def test_documented_commands_parse(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from mutoscope.runtime import noise
 from mutoscope.runtime.errors import ParameterError
-from mutoscope.runtime.noise import NoiseGenerator
+from mutoscope.runtime.noise import BLOCK, CHUNK, NoiseGenerator, make_noise_source
 
 # torch's vector code and numpy's differ in the last bits of log, sin and cos: up to 3 ulp were
 # seen. The absolute part is for values near zero, where sin and cos cancel.
@@ -19,10 +23,10 @@ ABSOLUTE_TOLERANCE = 5e-7
 
 def assert_same_stream(seed: int, sizes: list[int]) -> None:
     generator = torch.Generator("cpu").manual_seed(seed)
-    noise = NoiseGenerator(seed)
+    found_stream = NoiseGenerator(seed)
     for size in sizes:
         expected = torch.randn(size, generator=generator).numpy()
-        found = noise.normal((size,))
+        found = found_stream.normal((size,))
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE)
 
@@ -58,6 +62,47 @@ def test_values_fill_the_shape_in_the_order_of_torch() -> None:
     found = NoiseGenerator(11).normal(shape)
     assert found.shape == shape
     np.testing.assert_allclose(found, expected, RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE)
+
+
+@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 5, 2 * CHUNK + BLOCK, 3 * CHUNK + 7])
+def test_values_do_not_depend_on_the_chunks_in_which_they_are_made(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_chunks = NoiseGenerator(7).normal((size,))
+    monkeypatch.setattr(noise, "CHUNK", 4 * CHUNK)
+    np.testing.assert_array_equal(in_chunks, NoiseGenerator(7).normal((size,)))
+
+
+@pytest.mark.parametrize("shape", [(3,), (0,), (), (16,), (1, 4, 3, 5, 7)])
+def test_fill_writes_what_normal_returns(shape: tuple[int, ...]) -> None:
+    filling, returning = NoiseGenerator(3), NoiseGenerator(3)
+    array = np.empty(shape, dtype=np.float32)
+    for _ in range(3):
+        filling.fill(array)
+        np.testing.assert_array_equal(array, returning.normal(shape))
+
+
+@pytest.mark.parametrize(
+    "array", [np.empty(20), np.empty((20, 2), dtype=np.float32)[:, 0], np.empty(4, dtype=np.int32)]
+)
+def test_fill_refuses_arrays_that_it_cannot_fill_in_place(array: NDArray[Any]) -> None:
+    with pytest.raises(ParameterError, match="it must be float32 and C-contiguous"):
+        NoiseGenerator(0).fill(array)
+
+
+def test_a_noise_source_draws_into_one_array_in_the_order_that_is_asked_for() -> None:
+    shape = (1, 2, 3, 4, 5)
+    channels_first = make_noise_source(NoiseGenerator(3), shape, frames_first=False)
+    frames_first = make_noise_source(NoiseGenerator(3), shape, frames_first=True)
+    expected = NoiseGenerator(3)
+    first, same = channels_first(), frames_first()
+    for _ in range(2):
+        values = expected.normal((120,))
+        np.testing.assert_array_equal(first, values.reshape(shape))
+        np.testing.assert_array_equal(same, values.reshape(1, 3, 2, 4, 5).swapaxes(1, 2))
+        assert same.flags.c_contiguous
+        assert channels_first() is first
+        assert frames_first() is same
 
 
 def test_two_generators_of_a_seed_do_not_disturb_each_other() -> None:

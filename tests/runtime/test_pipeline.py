@@ -258,7 +258,7 @@ def test_a_wrong_argument_is_refused_before_any_work(
 def test_open_refuses_an_execution_provider_or_threads_that_cannot_be(bundle_path: Path) -> None:
     with pytest.raises(ExecutionProviderError, match="'gpu' is unknown"):
         VideoPipeline.open(bundle_path, execution_provider="gpu")
-    with pytest.raises(ParameterError, match="num_threads is 0; it must be at least 1"):
+    with pytest.raises(EngineError, match="num_threads is 0; it must be at least 1"):
         VideoPipeline.open(bundle_path, num_threads=0)
 
 

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.components import Components
 from mutoscope.runtime.errors import CancelledError, OutputError, ParameterError, ScheduleError
@@ -113,7 +114,7 @@ def test_on_step_can_cancel_behind_previews() -> None:
 
 
 def test_an_estimate_can_be_decoded_by_a_graph(bundle_path: Path) -> None:
-    components = Components(Bundle.open(bundle_path), "cpu", 1)
+    components = Components(Bundle.open(bundle_path), EngineOptions(num_threads=1))
     timings, seen = Timings(), list[PreviewInfo]()
 
     def decode(latents: F32) -> NDArray[np.uint8]:

@@ -66,7 +66,7 @@ def tables(draw: st.DrawFn) -> ScheduleTable:
     for _ in range(draw(st.integers(1, 5))):
         noise_draws = draw(st.integers(0, 2))
         known: list[Any] = [*range(num_registers), "model_output"] + ["noise"] * bool(noise_draws)
-        coefficients = st.floats(-2, 2, width=32)
+        coefficients = st.just(1.0) | st.floats(-2, 2, width=32)
         updates = []
         for _ in range(draw(st.integers(0, 4))):
             sources = draw(st.lists(st.sampled_from(known), unique=True))
@@ -182,7 +182,7 @@ def test_on_step_can_cancel() -> None:
 def make_estimating_table(*pairs: tuple[float, float] | None) -> ScheduleTable:
     """A table of two registers and noise, whose rows estimate by these pairs."""
     keep = ScheduleUpdate(1, ((0, 1.0),))
-    mix = ScheduleUpdate(0, ((0, 0.9), (1, -0.2), ("model_output", -0.4), ("noise", 0.1)))
+    mix = ScheduleUpdate(0, ((0, 1.0), (1, -0.2), ("model_output", -0.4), ("noise", 0.1)))
     again = ScheduleUpdate(0, ((0, 0.5), (1, 0.5)))
     rows = (ScheduleRow(100.0, 0.25, 1, (keep, mix, again), pair) for pair in pairs)
     return make_table(*rows, num_registers=2, init_noise_sigma=3.0)

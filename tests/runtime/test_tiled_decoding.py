@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
+from mutoscope.engines.options import EngineOptions
 from mutoscope.export.bundle_writer import make_file_records
 from mutoscope.export.decoder_memory import measure_decoder
 from mutoscope.export.decoder_tiles import add_tiles
@@ -88,7 +89,8 @@ def decode_in_tiles(
     low_memory: bool = False,
 ) -> np.ndarray:
     bundle = Bundle.open(bundle_path)
-    components = Components(bundle, "cpu", 1, memory="low" if low_memory else "normal")
+    options = EngineOptions(num_threads=1, memory="low" if low_memory else "normal")
+    components = Components(bundle, options)
     plan = make_plan(bundle, tile_height)
     return decode_latents(components, latents, plan, Timings(), on_run=on_run)
 

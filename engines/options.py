@@ -1,0 +1,69 @@
+"""What runs the graphs: the choices that are the same for all graphs of a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mutoscope.engines.errors import EngineError
+
+Memory = Literal["normal", "low"]
+MEMORY_MODES: tuple[Memory, ...] = ("normal", "low")
+
+# What OpenVINO may compute in, and its name for a processor that can.
+PRECISIONS = {"f32": "FP32", "bf16": "BF16"}
+# As people type them; "openvino" alone is openvino:f32.
+ENGINES = ("onnxruntime", "openvino:f32", "openvino:bf16")
+DEFAULT_ENGINE = "onnxruntime"
+DEFAULT_EXECUTION_PROVIDER = "cpu"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What runs a graph, and how.
+
+    Attributes:
+        engine: One of ENGINES, or "openvino", which is "openvino:f32".
+        execution_provider: What onnxruntime runs on; "cpu" with every other engine.
+        num_threads: Threads for one operator on the CPU; None leaves it to the engine, which takes
+            one for each core.
+        memory: "low" leaves weights in their file, where the operating system can drop them, and
+            gives the memory of a run back after it.
+    """
+
+    engine: str = DEFAULT_ENGINE
+    execution_provider: str = DEFAULT_EXECUTION_PROVIDER
+    num_threads: int | None = None
+    memory: Memory = "normal"
+
+    def __post_init__(self) -> None:
+        """Raise `EngineError` for what no machine could run."""
+        if self.engine not in (*ENGINES, "openvino"):
+            raise EngineError(f"engine is {self.engine!r}: use one of {', '.join(ENGINES)}")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise EngineError(f"num_threads is {self.num_threads}; it must be at least 1: use 1")
+        if self.memory not in MEMORY_MODES:
+            raise EngineError(
+                f"memory is {self.memory!r}; it must be one of {', '.join(MEMORY_MODES)}: "
+                "use normal"
+            )
+        if self.name != DEFAULT_ENGINE and self.execution_provider != DEFAULT_EXECUTION_PROVIDER:
+            raise EngineError(
+                f"execution_provider is {self.execution_provider!r}, which is onnxruntime's: leave "
+                f"it out with engine {self.engine!r}, or use engine 'onnxruntime'"
+            )
+
+    @property
+    def name(self) -> str:
+        """The engine without its precision: "onnxruntime" or "openvino"."""
+        return self.engine.partition(":")[0]
+
+    @property
+    def precision(self) -> str:
+        """What an engine that can choose computes in: "f32" or "bf16"."""
+        return self.engine.partition(":")[2] or "f32"
+
+    @property
+    def uses_cpu_graphs(self) -> bool:
+        """Whether graphs that were rewritten for processors run here, and are faster."""
+        return self.execution_provider == DEFAULT_EXECUTION_PROVIDER
