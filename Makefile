@@ -53,7 +53,8 @@ default-bundle: env  ## Export the checkpoint into the bundle that ships in the 
 		--scheduler euler-ancestral --scheduler dpm++2m --scheduler unipc --scheduler lcm --force
 	$(BIN)/mutoscope verify $(DEFAULT_BUNDLE) --checkpoint $(CHECKPOINT)
 
-benchmark: env  ## Measure prompt accuracy, speed against diffusers, and the sampler's overhead
+benchmark: env  ## Measure the components, prompt accuracy, clips against diffusers, the sampler
+	$(BIN)/mutoscope bench
 	$(BIN)/python -m benchmarks.prompt_accuracy --bundle $(DEFAULT_BUNDLE)
 	$(BIN)/python -m benchmarks.against_diffusers --checkpoint $(CHECKPOINT)
 	$(BIN)/python -m benchmarks.sampler_overhead

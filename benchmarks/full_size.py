@@ -18,24 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    MotionAdapter,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benchmarks.machine import describe_machine
+from benchmarks.checkpoints import make_stable_diffusion
 from benchmarks.process_memory import ProcessMemory, run_measured
+from mutoscope.runtime.benchmarks.machine import describe_machine
 
 GIB = 2**30
 NUM_FRAMES, SIZE, STEPS = 8, 256, 2
 PROMPT = "a red circle moves left on a gray background"
-# CLIP's tokenizer has 49408 tokens; these are its first and last, and plain letters before them.
-VOCABULARY_SIZE, MAX_LENGTH = 49408, 77
 MEMORY_MODES = ("normal", "low")
 
 
@@ -48,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.folder
     checkpoint, adapter, bundle = (folder / name for name in ("sd15", "adapter", "bundle"))
     if not (checkpoint / "model_index.json").is_file():
-        make_checkpoint(checkpoint, adapter)
+        make_stable_diffusion(checkpoint, adapter)
     shutil.rmtree(bundle, ignore_errors=True)
     results: dict[str, Any] = {
         "machine": describe_machine(),
@@ -60,54 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
     results["largest_difference"] = int(np.abs(normal - low).max())
     print(json.dumps(results) if options.json else "\n".join(_describe(results)))
     return 0
-
-
-def make_checkpoint(checkpoint: Path, adapter: Path) -> None:
-    """Save a random Stable Diffusion 1.5 pipeline and an AnimateDiff v2 adapter of full size."""
-    torch.manual_seed(0)
-    # Motion modules start at zero, which would hide them from the comparison with the graph.
-    motion = MotionAdapter(use_motion_mid_block=True, motion_max_seq_length=32)
-    for module in motion.modules():
-        if isinstance(module, torch.nn.Linear) and not module.weight.any():
-            torch.nn.init.normal_(module.weight, std=0.02)
-    motion.save_pretrained(adapter)
-    del motion
-    tokenizer = _make_tokenizer(checkpoint.parent / "tokenizer-files")
-    text = CLIPTextConfig(
-        vocab_size=VOCABULARY_SIZE, hidden_size=768, intermediate_size=3072,
-        num_hidden_layers=12, num_attention_heads=12, projection_dim=768,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-    )  # fmt: skip
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-        scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(checkpoint)
-
-
-def _make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Return a CLIP tokenizer of the usual size that knows letters only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    vocabulary = [*letters, *(letter + "</w>" for letter in letters)]
-    special = ["<|startoftext|>", "<|endoftext|>"]
-    unused = (f"unused-{index}" for index in range(VOCABULARY_SIZE))
-    fill = VOCABULARY_SIZE - len(vocabulary) - len(special)
-    vocabulary += [*(next(unused) for _ in range(fill)), *special]
-    tokens = {token: index for index, token in enumerate(vocabulary)}
-    (folder / "vocab.json").write_text(json.dumps(tokens))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_LENGTH
-    )
 
 
 def _export(checkpoint: Path, adapter: Path, bundle: Path) -> dict[str, Any]:

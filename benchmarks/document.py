@@ -1,0 +1,102 @@
+"""Write the tables of docs/benchmarks.md from the figures in benchmarks/results/.
+
+    python -m benchmarks.document
+
+Each table stands between `<!-- results: NAME -->` and `<!-- end -->`, where NAME is a file there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import cpu_rewrites, operator_profile, session_start
+from mutoscope.runtime.benchmarks.machine import format_machine
+from mutoscope.runtime.benchmarks.records import Results
+from mutoscope.runtime.benchmarks.tables import format_results, format_seconds
+from mutoscope.runtime.json_records import read_record
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+RESULTS: Final = ROOT / "benchmarks" / "results"
+DOCUMENT: Final = ROOT / "docs" / "benchmarks.md"
+_PART: Final = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MIB: Final = 2**20
+
+
+def fill_document(text: str) -> str:
+    """Return the document with its tables made anew; those without figures stay empty."""
+
+    def fill(match: re.Match[str]) -> str:
+        path = RESULTS / f"{match[2]}.json"
+        if not path.is_file():
+            return f"{match[1]}{match[3]}"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kind = next(kind for kind in FORMATS if match[2].startswith(kind))
+        return "\n".join((match[1], *FORMATS[kind](record), "", match[3]))
+
+    return _PART.sub(fill, text)
+
+
+def write_document() -> None:
+    """Bring docs/benchmarks.md up to date."""
+    DOCUMENT.write_text(fill_document(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _format_against_peers(record: dict[str, Any]) -> Iterator[str]:
+    yield from format_results(read_record(Results, record, "results"))
+
+
+def _format_scaling(record: dict[str, Any]) -> Iterator[str]:
+    yield format_machine(record["machine"])
+    yield ""
+    processes = f"median of {record['count']} processes" if record["count"] > 1 else "one process"
+    yield f"{record['bundle']} with {record['engine']}, without guidance, {processes} a point"
+    for varied in ("num_inference_steps", "num_frames", "height"):
+        yield ""
+        yield "| steps | frames | pixels | denoiser | whole clip | peak memory | anonymous |"
+        yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        for point in record["points"]:
+            if point["varied"] == varied:
+                yield _format_point(point)
+    yield ""
+    fits = record["fits"]
+    for varied, label in (("num_inference_steps", "step"), ("num_frames", "frame")):
+        fit = fits[varied]
+        yield (
+            f"- A {label} more takes {format_seconds(fit['slope'])} more in the denoiser; the "
+            f"points are within {fit['largest_deviation']:.1%} of a straight line."
+        )
+    yield (
+        f"- Time in the denoiser grows with the pixels to the power of "
+        f"{fits['height']['exponent']:.2f}."
+    )
+
+
+def _format_point(point: dict[str, Any]) -> str:
+    cells = (
+        point["num_inference_steps"],
+        point["num_frames"],
+        f"{point['height']} x {point['width']}",
+        format_seconds(point["seconds_denoiser"]),
+        format_seconds(point["seconds_total"]),
+        *(
+            "-" if point[name] is None else f"{point[name] / _MIB:.0f} MiB"
+            for name in ("peak_rss_bytes", "peak_anonymous_bytes")
+        ),
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+FORMATS: Final[dict[str, Callable[[dict[str, Any]], Iterator[str]]]] = {
+    "against-peers": _format_against_peers,
+    "scaling": _format_scaling,
+    "session-start": session_start.describe,
+    "cpu-rewrites": cpu_rewrites.describe,
+    "operator-profile": operator_profile.describe,
+}
+
+if __name__ == "__main__":
+    write_document()
