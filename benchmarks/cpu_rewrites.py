@@ -22,9 +22,9 @@ from typing import Any, Final
 from mutoscope.engines.engine import Tensors
 from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
 from mutoscope.export.cpu_graphs.rewriting import REWRITES, make_cpu_graph
-from mutoscope.runtime.benchmarks.inputs import make_inputs
 from mutoscope.runtime.benchmarks.machine import describe_machine, format_machine
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.manifest import DENOISERS, ComponentRecord
 from mutoscope.runtime.settings import make_settings
 

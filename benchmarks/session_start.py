@@ -27,10 +27,10 @@ import onnx
 from mutoscope.engines.onnxruntime_build import GRAPH_NAME, build_graph
 from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine, list_execution_providers
 from mutoscope.engines.options import MEMORY_MODES, Memory
-from mutoscope.runtime.benchmarks.inputs import make_inputs
 from mutoscope.runtime.benchmarks.machine import describe_machine, format_machine
 from mutoscope.runtime.benchmarks.memory import PeakMemory, read_status, watch_memory
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.settings import make_settings
 
 MIB = 2**20

@@ -15,7 +15,11 @@ import numpy as np
 
 from mutoscope.engines.engine import Array, Tensors, TensorSpec, check_feeds
 from mutoscope.engines.errors import EngineError, ExecutionProviderError
-from mutoscope.engines.options import DEFAULT_EXECUTION_PROVIDER, MEMORY_MODES, Memory
+from mutoscope.engines.options import (
+    DEFAULT_EXECUTION_PROVIDER,
+    Memory,
+    check_threads_and_memory,
+)
 from mutoscope.engines.output_arrays import check_outputs
 
 # Short name: name in onnxruntime, and the package whose onnxruntime has it.
@@ -80,12 +84,7 @@ class OnnxruntimeEngine:
             EngineError: The file is absent or is not a graph that onnxruntime can run.
         """
         provider = find_execution_provider(execution_provider)
-        if num_threads is not None and num_threads < 1:
-            raise EngineError(f"num_threads is {num_threads}; it must be at least 1: use 1")
-        if memory not in MEMORY_MODES:
-            raise EngineError(
-                f"memory is {memory!r}; it must be one of {', '.join(MEMORY_MODES)}: use low"
-            )
+        check_threads_and_memory(num_threads, memory)
         onnxruntime = _import_onnxruntime()
         self._name = f"{Path(path).parent.name}/{Path(path).name}"
         self._device = execution_provider

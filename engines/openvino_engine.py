@@ -18,7 +18,7 @@ import numpy as np
 
 from mutoscope.engines.engine import Array, Tensors, TensorSpec, check_feeds
 from mutoscope.engines.errors import EngineError
-from mutoscope.engines.options import MEMORY_MODES, PRECISIONS, Memory
+from mutoscope.engines.options import PRECISIONS, Memory, check_threads_and_memory
 from mutoscope.engines.output_arrays import check_outputs
 
 _DEVICE = "CPU"
@@ -61,12 +61,7 @@ class OpenvinoEngine:
                 file is absent or is not a graph that OpenVINO takes.
         """
         check_precision(precision)
-        if num_threads is not None and num_threads < 1:
-            raise EngineError(f"num_threads is {num_threads}; it must be at least 1: use 1")
-        if memory not in MEMORY_MODES:
-            raise EngineError(
-                f"memory is {memory!r}; it must be one of {', '.join(MEMORY_MODES)}: use low"
-            )
+        check_threads_and_memory(num_threads, memory)
         self._name = f"{Path(path).parent.name}/{Path(path).name}"
         self._precision = precision
         self._num_threads = num_threads

@@ -40,13 +40,7 @@ class EngineOptions:
         """Raise `EngineError` for what no machine could run."""
         if self.engine not in (*ENGINES, "openvino"):
             raise EngineError(f"engine is {self.engine!r}: use one of {', '.join(ENGINES)}")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise EngineError(f"num_threads is {self.num_threads}; it must be at least 1: use 1")
-        if self.memory not in MEMORY_MODES:
-            raise EngineError(
-                f"memory is {self.memory!r}; it must be one of {', '.join(MEMORY_MODES)}: "
-                "use normal"
-            )
+        check_threads_and_memory(self.num_threads, self.memory)
         if self.name != DEFAULT_ENGINE and self.execution_provider != DEFAULT_EXECUTION_PROVIDER:
             raise EngineError(
                 f"execution_provider is {self.execution_provider!r}, which is onnxruntime's: leave "
@@ -67,3 +61,13 @@ class EngineOptions:
     def uses_cpu_graphs(self) -> bool:
         """Whether graphs that were rewritten for processors run here, and are faster."""
         return self.execution_provider == DEFAULT_EXECUTION_PROVIDER
+
+
+def check_threads_and_memory(num_threads: int | None, memory: str) -> None:
+    """Raise `EngineError` unless `num_threads` is None or 1 and more, and `memory` is a mode."""
+    if num_threads is not None and num_threads < 1:
+        raise EngineError(f"num_threads is {num_threads}; it must be at least 1: use 1")
+    if memory not in MEMORY_MODES:
+        raise EngineError(
+            f"memory is {memory!r}; it must be one of {', '.join(MEMORY_MODES)}: use normal"
+        )

@@ -11,11 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import diffusers
-import onnx
-import torch
-import transformers
-
 from mutoscope.export.bundle_writer import check_output, make_file_records, open_bundle_folder
 from mutoscope.export.checkpoint import Checkpoint
 from mutoscope.export.cpu_graphs.rewriting import check_rewrites, make_cpu_graph
@@ -27,14 +22,12 @@ from mutoscope.export.float16 import (
     convert_to_float16,
     refuse_float16_overflow,
 )
-from mutoscope.export.graph import OPSET_VERSION, make_graph, release_weights, save_graph
-from mutoscope.export.hub import name_path
-from mutoscope.export.json_values import make_json_value
-from mutoscope.export.loras.fusion import describe_loras
+from mutoscope.export.graph import make_graph, release_weights, save_graph
 from mutoscope.export.mapped_weights import release_pages
 from mutoscope.export.opening import CheckpointOptions, open_model
 from mutoscope.export.parity import Reference, check_parity, make_references, measure_parity
 from mutoscope.export.presets import Preset
+from mutoscope.export.provenance import make_provenance
 from mutoscope.export.scheduler_tables import (
     DEFAULT_STEP_COUNTS,
     check_step_counts,
@@ -47,7 +40,6 @@ from mutoscope.export.weights import (
     choose_weight_type,
     store_weights_as_float16,
 )
-from mutoscope.runtime import __version__
 from mutoscope.runtime.manifest import (
     DECODERS,
     MANIFEST_NAME,
@@ -259,33 +251,6 @@ def fit_default_steps(defaults: DefaultsRecord, step_counts: Sequence[int]) -> D
     wanted = defaults.num_inference_steps
     nearest = min(step_counts, key=lambda count: (abs(count - wanted), count))
     return replace(defaults, num_inference_steps=nearest)
-
-
-def make_provenance(
-    checkpoint: Checkpoint, family: FamilyExport, dtype: str, weights: str
-) -> dict[str, Any]:
-    """Return where a bundle came from; names and versions, never a path."""
-    adapter = checkpoint.motion_adapter
-    config = {key: value for key, value in family.scheduler.config.items() if key[0] != "_"}
-    return {
-        "mutoscope": __version__,
-        "torch": str(torch.__version__),
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-        "onnx": onnx.__version__,
-        "opset_version": OPSET_VERSION,
-        "dtype": dtype,
-        "weights": weights,
-        "checkpoint": checkpoint.name,
-        "pipeline_class": checkpoint.pipeline_class,
-        "component_classes": family.classes,
-        **({"motion_adapter": name_path(adapter)} if adapter else {}),
-        **({"preset": checkpoint.preset.name} if checkpoint.preset else {}),
-        **({"loras": describe_loras(checkpoint.loras)} if checkpoint.loras else {}),
-        **({"vae": name_path(checkpoint.vae)} if checkpoint.vae else {}),
-        **({"preview_vae": name_path(checkpoint.preview_vae)} if checkpoint.preview_vae else {}),
-        "scheduler_config": make_json_value(config),
-    }
 
 
 class _Steps:

@@ -209,7 +209,7 @@ def _find_source(bundle: Bundle, name: str) -> tuple[str, str]:
     """The graph that is run on processors, and the digest of it and its weights."""
     component = bundle.find_component(name)
     plain = component.variants[component.default_variant]
-    graph = component.cpu_graphs.get(component.default_variant, plain)
+    graph = component.find_cpu_graph(component.default_variant)
     names = [graph, *find_external_data(bundle.manifest, component, plain)]
     parts = {part: bundle.manifest.files[part].sha256 for part in names}
     text = json.dumps(parts, sort_keys=True)

@@ -136,7 +136,7 @@ class Bundle:
         for name in find_external_data(self.manifest, component, graph):
             self.load_file(name)
         # Both read the same weights.
-        return self.load_file(component.cpu_graphs.get(variant, graph) if for_cpu else graph)
+        return self.load_file(component.find_cpu_graph(variant) if for_cpu else graph)
 
     def find_component(self, name: str) -> ComponentRecord:
         """Return a component of the manifest; raises `ParameterError`."""

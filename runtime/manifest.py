@@ -91,6 +91,10 @@ class ComponentRecord:
     decoder: DecoderRecord | None = None
     cpu_graphs: dict[str, str] = field(default_factory=dict)
 
+    def find_cpu_graph(self, variant: str) -> str:
+        """Return the path of what processors run of a variant: rewritten for them, or plain."""
+        return self.cpu_graphs.get(variant, self.variants[variant])
+
 
 @dataclass(frozen=True)
 class TokenizerRecord:

@@ -30,7 +30,8 @@ def merge_transposed_axes(model: onnx_ir.Model) -> int:
             continue
         insert = Inserter(graph, node)
         groups = _group_axes(permutation)
-        if len(groups) == 4 and groups[1:] == sorted(groups[1:], reverse=True):
+        is_reversed = groups[1:] == sorted(groups[1:], reverse=True)
+        if len(groups) == 4 and is_reversed and len(groups[1]) > 1:
             # Swap the first two groups of three, so that these two are one group.
             middle = [
                 axis for group in (groups[0], groups[2], groups[3], groups[1]) for axis in group

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from mutoscope.engines.engine import Tensors
 from mutoscope.runtime.benchmarks.contestants import Contestant
-from mutoscope.runtime.benchmarks.inputs import make_inputs
 from mutoscope.runtime.benchmarks.machine import describe_machine
 from mutoscope.runtime.benchmarks.measuring import ComponentBenchmark, Measured, Report
 from mutoscope.runtime.benchmarks.records import Results
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.guidance import make_batch
 from mutoscope.runtime.manifest import DENOISERS, ComponentRecord

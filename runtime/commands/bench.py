@@ -147,20 +147,19 @@ def bench(
     for name in components:
         opened.find_component(name)
     settings = make_settings(opened, seed=_SEED, num_frames=num_frames, height=height, width=width)
-    contestants = make_peers(
+    rivals = make_peers(
         peers,
         opened.path,
         num_threads=num_threads,
         checkpoint=checkpoint,
         checkpoint_options=options,
     )
-    for engine in dict.fromkeys(engines):
-        choice = EngineOptions(engine, execution_provider, num_threads, memory)
-        contestants.append(make_own(opened.path, choice))
+    choices = [EngineOptions(e, execution_provider, num_threads, memory) for e in engines]
+    own = [make_own(opened.path, choice) for choice in dict.fromkeys(choices)]
     results = measure_bundle(
         opened,
         settings,
-        contestants,
+        [*rivals, *own],
         components=components,
         num_threads=num_threads,
         # With low memory a batch of two is no choice: it takes twice the memory.

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from mutoscope.engines.options import DEFAULT_ENGINE
-from mutoscope.runtime.benchmarks.inputs import make_inputs
 from mutoscope.runtime.built_engines import (
     BuiltEngine,
     build_component,
@@ -20,6 +19,7 @@ from mutoscope.runtime.built_engines import (
 )
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.commands.inspect import format_bytes
+from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.progress import ProgressBar
 from mutoscope.runtime.settings import make_settings
 

@@ -17,10 +17,10 @@ from mutoscope.export import peers
 from mutoscope.export.errors import CheckpointError, ExportParityError
 from mutoscope.export.families.contract import ComponentExport
 from mutoscope.export.peers import TorchModel, make_opener
-from mutoscope.runtime.benchmarks.inputs import make_inputs
 from mutoscope.runtime.benchmarks.measuring import compute_error
 from mutoscope.runtime.benchmarks.worker import BundleModel
 from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH, Bundle
+from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.manifest import TensorRecord
 from mutoscope.runtime.settings import make_settings
 from tests.conftest import RunCommand

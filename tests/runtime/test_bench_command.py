@@ -16,13 +16,13 @@ from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.benchmarks import measuring
 from mutoscope.runtime.benchmarks.benchmark import measure_bundle
 from mutoscope.runtime.benchmarks.contestants import Contestant, make_own, make_peers
-from mutoscope.runtime.benchmarks.inputs import make_inputs
 from mutoscope.runtime.benchmarks.measuring import compute_error, summarize, take_turns
 from mutoscope.runtime.benchmarks.memory import PeakMemory, watch_memory
 from mutoscope.runtime.benchmarks.records import GuidanceRow, Results, Row, Seconds
 from mutoscope.runtime.benchmarks.tables import format_results, format_seconds
 from mutoscope.runtime.benchmarks.worker_process import WorkerError
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.json_records import read_record, write_record
 from mutoscope.runtime.settings import make_settings
 from tests.conftest import RunCommand
