@@ -45,6 +45,20 @@ def max_abs_error(reference: NDArray[Any], result: NDArray[Any]) -> float:
     return error if math.isfinite(error) else math.inf
 
 
+def relative_error(reference: NDArray[Any], result: NDArray[Any]) -> float:
+    """Return the L2 norm of the difference over that of the reference; inf if one is NaN.
+
+    Of a reference of zeros: 0 if the result is the same, else inf.
+    """
+    expected, found = _as_float64(reference, result)
+    difference = float(np.linalg.norm(expected - found))
+    if difference == 0.0:
+        return 0.0
+    size = float(np.linalg.norm(expected))
+    value = difference / size if size else math.inf
+    return value if math.isfinite(value) else math.inf
+
+
 def cosine_similarity(reference: NDArray[Any], result: NDArray[Any]) -> float:
     """Return the cosine of the angle between the two results, each taken as one vector.
 

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import functools
-import gc
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from mutoscope.export.bundle_writer import check_output, make_file_records, open_bundle_folder
 from mutoscope.export.checkpoint import Checkpoint
-from mutoscope.export.cpu_graphs.rewriting import check_rewrites, make_cpu_graph
-from mutoscope.export.decoder_memory import measure_decoder
-from mutoscope.export.decoder_tiles import add_tiles
-from mutoscope.export.families.contract import ComponentExport, FamilyExport
-from mutoscope.export.float16 import (
-    check_float16_weights_range,
-    convert_to_float16,
-    refuse_float16_overflow,
-)
-from mutoscope.export.graph import make_graph, release_weights, save_graph
-from mutoscope.export.mapped_weights import release_pages
+from mutoscope.export.component_export import GraphPlan, export_component
+from mutoscope.export.cpu_graphs.rewriting import check_rewrites
+from mutoscope.export.families.contract import FamilyExport
 from mutoscope.export.opening import CheckpointOptions, open_model
-from mutoscope.export.parity import Reference, check_parity, make_references, measure_parity
 from mutoscope.export.presets import Preset
 from mutoscope.export.provenance import make_provenance
 from mutoscope.export.scheduler_tables import (
@@ -35,13 +23,15 @@ from mutoscope.export.scheduler_tables import (
     write_schedule_tables,
 )
 from mutoscope.export.tokenizer import export_tokenizer
-from mutoscope.export.weights import (
-    check_float16_weights,
-    choose_weight_type,
-    store_weights_as_float16,
+from mutoscope.export.weights import choose_weight_type
+from mutoscope.runtime.bundle_writer import (
+    check_output,
+    make_file_records,
+    open_bundle_folder,
+    save_manifest,
 )
+from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.manifest import (
-    DECODERS,
     MANIFEST_NAME,
     ComponentRecord,
     DefaultsRecord,
@@ -52,9 +42,6 @@ from mutoscope.runtime.manifest import (
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-GRAPH_NAME = "model.onnx"
-CPU_GRAPH_NAME = "model_cpu.onnx"
 
 Result = TypeVar("Result")
 
@@ -81,9 +68,9 @@ class ComponentReport:
     """What the export of one component gave.
 
     Attributes:
-        nodes: Of the plain graph.
+        nodes: Of the plain graph of the default variant.
         size_bytes: All files together.
-        parity: Of the plain graph; the one for processors is within the same limits.
+        parity: Of that graph; the others are within the limits of their type.
         cpu_rewrites: How many places each rewrite for processors changed.
     """
 
@@ -120,7 +107,7 @@ def export_checkpoint(
     name: str | None = None,
     schedulers: Iterable[str] = (),
     num_inference_steps: Iterable[int] | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: str | Iterable[str] = "float32",
     weights: Literal["float32", "float16"] | None = None,
     cpu_rewrites: Iterable[str] | None = None,
     force: bool = False,
@@ -139,8 +126,10 @@ def export_checkpoint(
         schedulers: More schedulers than the checkpoint's own, as diffusers class names or aliases.
         num_inference_steps: The step counts to make schedule tables for; None takes 1 to 50, or
             those of the preset. The bundle's default is the one nearest to the checkpoint's own.
-        dtype: What the graphs compute in. In float16 ones, norms, softmax and the sinusoids of the
-            timestep stay float32, and so do the graphs' inputs and outputs.
+        dtype: What the graphs compute in: "float32", "float16" or, for both, "float32,float16" or
+            a sequence; the first is what the bundle runs by default. In float16 ones, norms,
+            softmax and the sinusoids of the timestep stay float32, and so do the graphs' inputs
+            and outputs.
         weights: How weights are stored; as `dtype` if None. float16 weights of float32 graphs are
             refused where they would change a value.
         cpu_rewrites: What is rewritten in the graphs for processors, which lie beside the plain
@@ -163,8 +152,9 @@ def export_checkpoint(
     output = Path(output)
     started = time.perf_counter()
     check_output(output, force=force)
-    stored = choose_weight_type(dtype, weights)
-    rewrites = check_rewrites(cpu_rewrites)
+    dtypes = parse_dtypes(dtype)
+    stored = {dtype: choose_weight_type(dtype, weights) for dtype in dtypes}
+    graphs = GraphPlan(dtypes, stored.get("float32", "float32"), check_rewrites(cpu_rewrites))
     with open_model(checkpoint, output.resolve().parent, **options) as (opened, family):
         step_counts = check_step_counts(
             default_step_counts(opened.preset)
@@ -176,9 +166,8 @@ def export_checkpoint(
             family,
             schedulers=make_schedulers(family.scheduler, schedulers),
             step_counts=step_counts,
-            dtype=dtype,
-            weights=stored,
-            cpu_rewrites=rewrites,
+            graphs=graphs,
+            weights=", ".join(dict.fromkeys(stored.values())),
             name=name or opened.name,
         )
         with open_bundle_folder(output, force=force) as bundle:
@@ -189,15 +178,14 @@ def export_checkpoint(
 
 @dataclass(frozen=True)
 class _ExportPlan:
-    """All that an export was asked for, checked."""
+    """All that an export was asked for, checked; `weights` is for people."""
 
     checkpoint: Checkpoint
     family: FamilyExport
     schedulers: dict[str, Any]
     step_counts: tuple[int, ...]
-    dtype: str
+    graphs: GraphPlan
     weights: str
-    cpu_rewrites: tuple[str, ...]
     name: str
 
 
@@ -208,7 +196,7 @@ def _export(
     family = plan.family
     names = ["tokenizer"] if family.tokenizers else []
     names += ["schedules", *family.component_makers, MANIFEST_NAME]
-    steps = _Steps(names, on_progress)
+    steps = ExportSteps(names, on_progress)
     tokenizers: dict[str, TokenizerRecord] = {}
     if family.tokenizers:
         tokenizers = steps.run("tokenizer", lambda: _export_tokenizers(family, bundle))
@@ -218,7 +206,7 @@ def _export(
     components, reports = _export_components(plan, bundle, steps)
     manifest = steps.run(
         MANIFEST_NAME,
-        lambda: _save_manifest(
+        lambda: save_manifest(
             Manifest(
                 name=plan.name,
                 family=family.family,
@@ -233,12 +221,27 @@ def _export(
                 images=family.images,
                 conditions=family.conditions,
                 force_zeros_for_empty_prompt=family.force_zeros_for_empty_prompt,
-                provenance=make_provenance(plan.checkpoint, family, plan.dtype, plan.weights),
+                provenance=make_provenance(
+                    plan.checkpoint, family, ", ".join(plan.graphs.dtypes), plan.weights
+                ),
             ),
             bundle,
         ),
     )
     return manifest, reports
+
+
+def parse_dtypes(dtype: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the types in a text with commas, or in a sequence, each once.
+
+    Raises:
+        ParameterError: There is none.
+    """
+    names = dtype.split(",") if isinstance(dtype, str) else dtype
+    dtypes = tuple(dict.fromkeys(name.strip() for name in names))
+    if not dtypes:
+        raise ParameterError("dtype is empty: use float32")
+    return dtypes
 
 
 def default_step_counts(preset: Preset | None) -> tuple[int, ...]:
@@ -253,10 +256,11 @@ def fit_default_steps(defaults: DefaultsRecord, step_counts: Sequence[int]) -> D
     return replace(defaults, num_inference_steps=nearest)
 
 
-class _Steps:
+class ExportSteps:
     """Runs the steps of an export one after the other, timed and reported."""
 
     def __init__(self, names: list[str], on_progress: OnProgress | None) -> None:
+        """Prepare to run steps of these names, in this order."""
         self.names = names
         self.on_progress = on_progress
         self.seconds: dict[str, float] = {}
@@ -291,89 +295,20 @@ def _export_tokenizers(family: FamilyExport, bundle: Path) -> dict[str, Tokenize
 
 
 def _export_components(
-    plan: _ExportPlan, bundle: Path, steps: _Steps
+    plan: _ExportPlan, bundle: Path, steps: ExportSteps
 ) -> tuple[dict[str, ComponentRecord], dict[str, ComponentReport]]:
     """Write all components, one in memory at a time; return their records and reports."""
     components: dict[str, ComponentRecord] = {}
     reports: dict[str, ComponentReport] = {}
     for name, make_component in plan.family.component_makers.items():
         record, nodes, rewrites = steps.run(
-            name, functools.partial(_export_component, make_component, bundle, plan)
+            name, functools.partial(export_component, make_component, bundle, plan.graphs)
         )
         components[name] = record
         reports[name] = ComponentReport(
             nodes, _measure_folder(bundle / name), steps.seconds[name], record.parity, rewrites
         )
     return components, reports
-
-
-def _export_component(
-    make_component: Callable[[], ComponentExport], bundle: Path, plan: _ExportPlan
-) -> tuple[ComponentRecord, int, dict[str, int]]:
-    """Write one component and compare it with the checkpoint.
-
-    Returns:
-        Its record, the number of nodes, and what was rewritten for processors.
-    """
-    component = make_component()
-    dtype, weights = plan.dtype, plan.weights
-    if component.float32_only:
-        dtype = weights = "float32"
-    smaller_weights = (dtype, weights) == ("float32", "float16")
-    if smaller_weights:
-        check_float16_weights(component)
-    references = _prepare(component, dtype)
-    release_pages(component.module)
-    model = make_graph(component, dtype)
-    if smaller_weights:
-        store_weights_as_float16(model)
-    path = PurePosixPath(component.name) / GRAPH_NAME
-    nodes = save_graph(model, bundle / path)
-    # A large module and a session do not fit into memory side by side.
-    release_pages(component.module)
-    release_weights(model, component.module)
-    del model
-    gc.collect()
-    parity = measure_parity(component, bundle / path, references)
-    check_parity(component, parity, dtype)
-    rewrites: dict[str, int] = {}
-    cpu_path = path.with_name(CPU_GRAPH_NAME)
-    if dtype == "float32":
-        rewrites = make_cpu_graph(bundle / path, bundle / cpu_path, plan.cpu_rewrites)
-    if rewrites:
-        check_parity(component, measure_parity(component, bundle / cpu_path, references), dtype)
-    decoder = None
-    if component.name in DECODERS:
-        decoder = add_tiles(measure_decoder(bundle / path), bundle, str(path))
-    record = ComponentRecord(
-        variants={dtype: str(path)},
-        default_variant=dtype,
-        inputs=component.inputs,
-        outputs=component.outputs,
-        parity=parity,
-        decoder=decoder,
-        cpu_graphs={dtype: str(cpu_path)} if rewrites else {},
-    )
-    return record, nodes, rewrites
-
-
-def _prepare(component: ComponentExport, dtype: str) -> tuple[Reference, ...]:
-    """Return what the checkpoint computes in float32; then make the module compute in `dtype`."""
-    if dtype == "float32":
-        return make_references(component)
-    check_float16_weights_range(component)
-    with refuse_float16_overflow(component):
-        references = make_references(component)
-    convert_to_float16(component.module)
-    return references
-
-
-def _save_manifest(manifest: Manifest, bundle: Path) -> Manifest:
-    """Write manifest.json and return what a reader makes of it."""
-    path = bundle / MANIFEST_NAME
-    text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-    return Manifest.load(path)
 
 
 def _measure_folder(folder: Path) -> int:

@@ -3,8 +3,8 @@
 The module itself is converted, so that the exported graph states the type of every value and needs
 no conversion afterwards: what onnxruntime and TensorRT call strongly typed. In float32 stay the
 norms with their weights and, through `export/translations.py`, the softmax of attention; diffusers
-computes the sinusoids of a timestep in float32 by itself, and a family's module takes its inputs
-and returns its output in float32 (`export/families/contract.py`).
+computes sinusoids (of a timestep, a size, a frame rate) in float32 by itself, and a family's module
+takes its inputs and returns its output in float32 (`export/families/contract.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import Timesteps
 
 from mutoscope.export.errors import ExportError
 from mutoscope.export.families.contract import ComponentExport
@@ -30,9 +31,16 @@ def convert_to_float16(module: torch.nn.Module) -> None:
             part.register_forward_pre_hook(_cast_inputs_to_float32)
             part.register_forward_hook(_cast_output_to_float16)
             continue
-        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.half()
+        if isinstance(part, Timesteps):
+            # Some UNets join its output with values in float16.
+            part.register_forward_hook(_cast_output_to_float16)
+        for parameter in part.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.half()
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            if buffer.is_floating_point():
+                # A new one: a view, as positions are, cannot be of another type than its base.
+                setattr(part, name, buffer.half())
 
 
 def check_float16_weights_range(component: ComponentExport) -> None:

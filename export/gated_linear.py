@@ -12,7 +12,7 @@ import functools
 import numpy as np
 import onnx_ir
 
-from mutoscope.export.graph_editing import Inserter, count_axes, find_nodes, find_producer
+from mutoscope.calibration.graph_editing import Inserter, count_axes, find_nodes, find_producer
 
 
 def split_gated_linears(model: onnx_ir.Model) -> int:

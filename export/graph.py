@@ -6,6 +6,7 @@ docs/decisions/0002-exporter.md.
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ OPSET_VERSION = 20
 # Initialisers of this many bytes or more lie in the external data file. The smaller ones, among
 # them all shape constants, must be inline: onnxruntime reads shapes before it maps the file.
 EXTERNAL_DATA_MINIMUM_BYTES = 1024
+
+# Where onnxscript's optimiser writes what an initialiser was computed of.
+_FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 
 ONNX_TYPES = {
     "float32": onnx_ir.DataType.FLOAT,
@@ -73,8 +77,8 @@ def make_graph(component: ComponentExport, dtype: str = "float32") -> onnx_ir.Mo
         raise ExportError(f"{component.name} could not be exported by torch {torch.__version__}")
     model = program.model
     _check_interface(model.graph, component)
-    if dtype == "float32":
-        split_gated_linears(model)
+    _name_folded_weights(model.graph)
+    split_gated_linears(model)
     _clean_graph(model, component)
     return model
 
@@ -153,6 +157,19 @@ def _check_value(value: onnx_ir.Value, tensor: TensorRecord, component_name: str
             )
         if isinstance(axis, int) and exported != axis:
             raise ExportError(f"{where}: an axis of {axis} was exported as {exported}")
+
+
+def _name_folded_weights(graph: onnx_ir.Graph) -> None:
+    """Give weights that the exporter transposed the name of the parameter that they were made of.
+
+    It numbers them, and differently in float32 and float16; calibration, LoRAs and people look for
+    a layer by the name of its weight.
+    """
+    for value in list(graph.initializers.values()):
+        sources = ast.literal_eval(value.metadata_props.get(_FOLDED_FROM, "[]"))
+        if len(sources) != 1 or sources[0] in graph.initializers or value.const_value is None:
+            continue
+        value.name = value.const_value.name = sources[0]
 
 
 def _clean_graph(model: onnx_ir.Model, component: ComponentExport) -> None:

@@ -70,11 +70,13 @@ class BuiltEngine:
     Attributes:
         folder: Where it lies.
         component: What it was built of.
+        variant: The variant of the component that it was built of; None if that is not there now.
         problem: Why it is not used, in words; None if it is.
     """
 
     folder: Path
     component: str
+    variant: str | None
     problem: str | None = None
 
     @property
@@ -91,10 +93,16 @@ class BuiltEngine:
 class GraphFinder:
     """Finds the graph to load for a component: a built one where there is one that fits."""
 
-    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
-        """Prepare to find the graphs of a bundle that these options run."""
+    def __init__(self, bundle: Bundle, options: EngineOptions, variant: str | None = None) -> None:
+        """Prepare to find the graphs that these options run of a variant; see `Components`.
+
+        Raises:
+            ParameterError: No component has this variant.
+        """
+        bundle.check_variant(variant)
         self._bundle = bundle
         self._options = options
+        self._variant = variant
         self._noted = False
 
     def find(self, name: str) -> tuple[Path, bool]:
@@ -107,32 +115,55 @@ class GraphFinder:
             ParameterError: The bundle has no such component.
         """
         options = self._options
+        variant = self._bundle.find_component(name).choose_variant(self._variant)
         runs_built = options.execution_provider == DEFAULT_EXECUTION_PROVIDER
         if options.name == DEFAULT_ENGINE and runs_built:
-            built = list(find_built(self._bundle, name))
+            built = list(find_built(self._bundle, name, variant))
             for engine in built:
                 if engine.problem is None:
                     return engine.graph, True
             if built and not self._noted:
                 self._noted = True
+                which = f" --variant {self._variant}" if self._variant else ""
                 _LOGGER.warning(
                     "%s is loaded as it was exported, since what was built of it does not fit any "
-                    "more: %s; to build it again: mutoscope build %s",
-                    name, built[-1].problem, self._bundle.path,
+                    "more: %s; to build it again: mutoscope build %s%s",
+                    name, built[-1].problem, self._bundle.path, which,
                 )  # fmt: skip
-        return self._bundle.load_graph(name, for_cpu=options.uses_cpu_graphs), False
+        return self._bundle.load_graph(name, variant, for_cpu=options.uses_cpu_graphs), False
 
 
-def find_built(bundle: Bundle, name: str) -> Iterator[BuiltEngine]:
-    """Yield what was built of a component, whether it fits or not; raises `ParameterError`."""
-    _, digest = _find_source(bundle, name)
+def find_built(bundle: Bundle, name: str, variant: str | None = None) -> Iterator[BuiltEngine]:
+    """Yield what was built of a component, whether it fits or not.
+
+    Args:
+        bundle: The bundle.
+        name: A key of its components.
+        variant: Leave out what was built of its other variants; None yields all.
+
+    Raises:
+        ParameterError: The bundle has no such component.
+    """
+    component = bundle.find_component(name)
+    graphs = {component.find_cpu_graph(known): known for known in component.variants}
+    digests = {_find_digest(bundle, name, graph): graph for graph in graphs}
     prefix = f"{quote(name, safe='')}-"
     for root in (bundle.path / ENGINES_FOLDER, _find_cache()):
         for folder in sorted(root.glob(f"*/{prefix}*")):
             in_bundle, found = root.parent == bundle.path, folder.name.removeprefix(prefix)
             # The cache has the engines of other bundles too.
-            if len(found) == _DIGEST_DIGITS and (found == digest or in_bundle):
-                yield BuiltEngine(folder, name, _find_problem(folder, found == digest))
+            if len(found) != _DIGEST_DIGITS or not (found in digests or in_bundle):
+                continue
+            built_of = graphs.get(digests.get(found) or _read_graph(folder))
+            if variant is None or built_of in (variant, None):
+                yield BuiltEngine(folder, name, built_of, _find_problem(folder, found in digests))
+
+
+def _read_graph(folder: Path) -> str:
+    """The graph that a built engine says that it was built of; none if it is damaged."""
+    with suppress(BundleError):
+        return load_record(folder).graph
+    return ""
 
 
 def _find_problem(folder: Path, same_graph: bool) -> str | None:
@@ -160,13 +191,16 @@ def load_record(folder: Path) -> BuildRecord:
     return record
 
 
-def build_component(bundle: Bundle, name: str, feeds: dict[str, Array]) -> BuiltEngine:
+def build_component(
+    bundle: Bundle, name: str, feeds: dict[str, Array], variant: str | None = None
+) -> BuiltEngine:
     """Build a component for onnxruntime on this machine, again if need be, and return it.
 
     Args:
         bundle: The bundle.
         name: A key of its components.
         feeds: Inputs that the graph and what is built of it are compared with.
+        variant: The variant to build, if the component has it; its default variant if not.
 
     Raises:
         BundleError: A file of the component is damaged.
@@ -174,13 +208,16 @@ def build_component(bundle: Bundle, name: str, feeds: dict[str, Array]) -> Built
         OutputError: There is no space or permission.
         ParameterError: The bundle has no such component.
     """
-    graph, digest = _find_source(bundle, name)
+    component = bundle.find_component(name)
+    variant = component.choose_variant(variant)
+    graph = component.find_cpu_graph(variant)
     root = _choose_root(bundle)
+    digest = _find_digest(bundle, name, graph)
     folder = root / make_build_key() / f"{quote(name, safe='')}-{digest}"
-    source = bundle.load_graph(name, for_cpu=True)
+    source = bundle.load_graph(name, variant, for_cpu=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(bundle, name, root)
+        _check_space(bundle, name, graph, root)
         with new_folder(folder) as temporary:
             report = build_graph(source, temporary, feeds)
             files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
@@ -193,7 +230,7 @@ def build_component(bundle: Bundle, name: str, feeds: dict[str, Array]) -> Built
         raise OutputError(f"{folder} cannot be written: {err.strerror or err}") from err
     finally:
         _remove_empty(folder.parent)
-    return BuiltEngine(folder, name)
+    return BuiltEngine(folder, name, variant)
 
 
 def remove_built(built: BuiltEngine) -> None:
@@ -205,15 +242,15 @@ def remove_built(built: BuiltEngine) -> None:
     _remove_empty(built.folder.parent)
 
 
-def _find_source(bundle: Bundle, name: str) -> tuple[str, str]:
-    """The graph that is run on processors, and the digest of it and its weights."""
-    component = bundle.find_component(name)
-    plain = component.variants[component.default_variant]
-    graph = component.find_cpu_graph(component.default_variant)
-    names = [graph, *find_external_data(bundle.manifest, component, plain)]
-    parts = {part: bundle.manifest.files[part].sha256 for part in names}
+def _find_digest(bundle: Bundle, name: str, graph: str) -> str:
+    """The digest of a component's graph and its weights."""
+    parts = {part: bundle.manifest.files[part].sha256 for part in _find_parts(bundle, name, graph)}
     text = json.dumps(parts, sort_keys=True)
-    return graph, hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_DIGITS]
+
+
+def _find_parts(bundle: Bundle, name: str, graph: str) -> list[str]:
+    return [graph, *find_external_data(bundle.manifest, bundle.find_component(name), graph)]
 
 
 def _find_cache() -> Path:
@@ -232,11 +269,9 @@ def _choose_root(bundle: Bundle) -> Path:
     return _find_cache()
 
 
-def _check_space(bundle: Bundle, name: str, root: Path) -> None:
-    component = bundle.find_component(name)
-    graph = component.variants[component.default_variant]
-    data = find_external_data(bundle.manifest, component, graph)
-    size = sum(bundle.manifest.files[part].size_bytes for part in (graph, *data))
+def _check_space(bundle: Bundle, name: str, graph: str, root: Path) -> None:
+    files, parts = bundle.manifest.files, _find_parts(bundle, name, graph)
+    size = sum(files[part].size_bytes for part in parts)
     free, needed = shutil.disk_usage(root).free, round(_SPACE_FACTOR * size)
     if free < needed:
         raise OutputError(

@@ -120,7 +120,7 @@ class Bundle:
         Args:
             component_name: A key of the manifest's components.
             variant: A key of its variants; None takes its default variant.
-            for_cpu: Take the graph that was rewritten for processors, if there is one.
+            for_cpu: Take the graph for processors, if there is one.
 
         Raises:
             BundleError: A file is damaged.
@@ -133,10 +133,22 @@ class Bundle:
             raise ParameterError(
                 f"{component_name} has no variant {variant!r}: use {', '.join(component.variants)}"
             )
+        if for_cpu:
+            graph = component.find_cpu_graph(variant)
         for name in find_external_data(self.manifest, component, graph):
             self.load_file(name)
-        # Both read the same weights.
-        return self.load_file(component.find_cpu_graph(variant) if for_cpu else graph)
+        return self.load_file(graph)
+
+    def check_variant(self, variant: str | None) -> None:
+        """Raise `ParameterError` unless a component has this variant; None is always allowed.
+
+        Components without it run their default variant (`ComponentRecord.choose_variant`).
+        """
+        known = {name: None for c in self.manifest.components.values() for name in c.variants}
+        if variant is not None and variant not in known:
+            raise ParameterError(
+                f"variant {variant!r} is not in this bundle: use {', '.join(known)}"
+            )
 
     def find_component(self, name: str) -> ComponentRecord:
         """Return a component of the manifest; raises `ParameterError`."""
@@ -195,17 +207,24 @@ class Bundle:
 
 
 def find_external_data(manifest: Manifest, component: ComponentRecord, graph: str) -> list[str]:
-    """Return the files that a graph may read: those in its folder, less the other variants'."""
-    others = [other for other in component.variants.values() if other != graph]
+    """Return the files that a graph of a component may read beside itself.
+
+    They are in its folder. One whose name is that of a graph with more behind it, as in
+    model.onnx.data, is that graph's alone; a graph for processors without any reads those of the
+    plain graph of its variant. One of another name may be read by every graph.
+    """
     folder = graph.rpartition("/")[0]
-    return [
-        name
-        for name in manifest.files
-        if name != graph
-        and name.rpartition("/")[0] == folder
-        and not name.endswith((".onnx", ".json"))
-        and not any(name.startswith(other) for other in others)
-    ]
+    names = [name for name in manifest.files if name.rpartition("/")[0] == folder]
+    graphs = [name for name in names if name.endswith(".onnx")]
+    owners = {
+        name: next((owner for owner in graphs if name.startswith(owner)), None)
+        for name in names
+        if not name.endswith((".onnx", ".json"))
+    }
+    if graph not in owners.values():
+        variants = (v for v, cpu_graph in component.cpu_graphs.items() if cpu_graph == graph)
+        graph = next((component.variants[variant] for variant in variants), graph)
+    return [name for name, owner in owners.items() if owner in (graph, None)]
 
 
 def describe_counts(counts: list[int]) -> str:

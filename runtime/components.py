@@ -30,11 +30,22 @@ class Components:
         self,
         bundle: Bundle,
         options: EngineOptions,
+        variant: str | None = None,
     ) -> None:
-        """Prepare to load the bundle's components; nothing is loaded yet."""
+        """Prepare to load the bundle's components; nothing is loaded yet.
+
+        Args:
+            bundle: The bundle.
+            options: What runs its graphs.
+            variant: What the graphs compute in, such as "int8": run by each component that has it,
+                where the others run their default variant. None takes the default of each.
+
+        Raises:
+            ParameterError: No component has this variant.
+        """
         self._bundle = bundle
         self._options = options
-        self._graphs = GraphFinder(bundle, options)
+        self._graphs = GraphFinder(bundle, options, variant)
         self._engines: dict[str, Engine] = {}
         self._properties: dict[str, str] = {}
 
@@ -71,13 +82,24 @@ class Components:
             check_declaration(self._bundle, name, self._engines[name])
         return self._engines[name]
 
-    def make_opener(self, name: str) -> Callable[[str], Engine]:
-        """Return what opens other graphs of a component, by their paths in the bundle.
+    def replace(self, name: str, engine: Engine) -> None:
+        """Let a component run on an engine that is open already, until it is unloaded.
 
-        Their engines are the caller's, to close. Weights are checked once, here; raises
-        `BundleError`.
+        Raises:
+            EngineError: It does not take and return what the manifest says of the component.
+            ParameterError: The bundle has no such component.
         """
-        self._bundle.load_graph(name)
+        check_declaration(self._bundle, name, engine)
+        self.unload(name)
+        self._engines[name] = engine
+
+    def make_opener(self, name: str) -> Callable[[str], Engine]:
+        """Return what opens the tile graphs of a decoder, by their paths in the bundle.
+
+        They are float32, whichever variant is asked for. Their engines are the caller's, to close.
+        Weights are checked once, here; raises `BundleError`.
+        """
+        self._bundle.load_graph(name, self._bundle.find_component(name).choose_variant("float32"))
 
         def open_graph(path: str) -> Engine:
             return self._open(self._bundle.load_file(path))

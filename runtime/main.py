@@ -33,6 +33,10 @@ COMMANDS = {
         "mutoscope.runtime.commands.build:build",
         "Build a bundle's graphs for this machine, so that they load faster.",
     ),
+    "calibrate": (
+        "mutoscope.calibration.commands.calibrate:calibrate",
+        "Add an int8 variant to a bundle, measured (needs mutoscope[calibrate]).",
+    ),
     "export": (
         "mutoscope.export.commands.export:export",
         "Make a bundle from a checkpoint (needs mutoscope[export]).",
@@ -56,6 +60,7 @@ COMMANDS = {
 }
 # Modules that the lean installation does not have, by the extra that brings them.
 EXTRAS = {
+    "calibrate": ("onnx_ir",),
     "export": (
         "torch",
         "diffusers",

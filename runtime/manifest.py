@@ -77,10 +77,12 @@ class ParityRecord:
 class ComponentRecord:
     """One exported component.
 
-    `variants` maps a name ("float32", later "float16", "int8") to the path of its graph;
-    `default_variant` is the one that is run when none is asked for. `cpu_graphs` maps the variants
-    that have one to the path of the same graph rewritten for processors, which reads the same
-    weights. A decoder says what it costs.
+    `variants` maps a name ("float32", "float16", "int8") to the path of its graph, which a GPU
+    runs; `default_variant` is the one that is run when none is asked for. `cpu_graphs` maps the
+    variants that have one to the path of the graph for processors: the same rewritten for them,
+    with the same weights, or, of "int8", another with weights of its own. A decoder says what it
+    costs; its tiles are cut out of the variant "float32", or the default one where that is not
+    there.
     """
 
     variants: dict[str, str]
@@ -90,6 +92,10 @@ class ComponentRecord:
     parity: tuple[ParityRecord, ...] = ()
     decoder: DecoderRecord | None = None
     cpu_graphs: dict[str, str] = field(default_factory=dict)
+
+    def choose_variant(self, variant: str | None) -> str:
+        """Return the variant to run: the one that was asked for if there is one, or the default."""
+        return variant if variant in self.variants else self.default_variant
 
     def find_cpu_graph(self, variant: str) -> str:
         """Return the path of what processors run of a variant: rewritten for them, or plain."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mutoscope.engines.engine import Engine
 from mutoscope.engines.opening import check_available
 from mutoscope.engines.options import (
     DEFAULT_ENGINE,
@@ -61,12 +62,14 @@ class VideoPipeline:
         num_threads: int | None = None,
         memory: Memory = "normal",
         memory_limit_bytes: int | None = None,
+        variant: str | None = None,
     ) -> None:
         """Make a pipeline from an opened bundle; see `open` for the arguments."""
         options = EngineOptions(engine, execution_provider, num_threads, memory)
         check_available(options)
         self.bundle = bundle
-        self._components = Components(bundle, options)
+        self._components = Components(bundle, options, variant)
+        self._variant = variant
         self._conditions = ConditionEncoder(bundle, self._components)
         self._memory_limit_bytes = memory_limit_bytes
 
@@ -80,6 +83,7 @@ class VideoPipeline:
         num_threads: int | None = None,
         memory: Memory = "normal",
         memory_limit_bytes: int | None = None,
+        variant: str | None = None,
     ) -> VideoPipeline:
         """Open the bundle in a folder.
 
@@ -93,12 +97,17 @@ class VideoPipeline:
             memory: "low" keeps one component in memory at a time, and with onnxruntime its weights
                 in the file where the operating system can drop them; each generation loads again.
             memory_limit_bytes: What the process may use while it decodes; None for no limit. A
-                frame that does not fit is decoded in tiles: the same within 1 of 255, slower.
+                frame that does not fit is decoded in tiles: the same within 1 of 255, slower. Tiles
+                are float32, whichever variant is asked for.
+            variant: What the graphs compute in, as the manifest lists it: "float32", "float16" or
+                "int8". Components that do not have it run their default variant; None takes that
+                of each.
 
         Raises:
             BundleError: There is no bundle that this version can read.
             EngineError: The engine or the execution provider is not available, num_threads is
                 below 1, or memory is unknown.
+            ParameterError: No component has this variant.
         """
         return cls(
             Bundle.default() if path is None else Bundle.open(path),
@@ -107,6 +116,7 @@ class VideoPipeline:
             num_threads=num_threads,
             memory=memory,
             memory_limit_bytes=memory_limit_bytes,
+            variant=variant,
         )
 
     def __enter__(self) -> VideoPipeline:
@@ -132,10 +142,28 @@ class VideoPipeline:
         """What runs the graphs: "engine", "version" and more; empty before the first is loaded."""
         return self._components.engine_properties
 
+    @property
+    def variants(self) -> dict[str, str]:
+        """The variant that each component runs, by its name in the bundle."""
+        components = self.bundle.manifest.components
+        return {name: record.choose_variant(self._variant) for name, record in components.items()}
+
     def unload(self, component_name: str) -> None:
         """Free the memory of one component; it is loaded again when it is next used."""
         self.bundle.find_component(component_name)
         self._components.unload(component_name)
+
+    def replace_engine(self, component_name: str, engine: Engine) -> None:
+        """Let a component run on another engine, such as a graph that is not in the bundle.
+
+        The pipeline closes it when the component is unloaded, or replaced again. With low memory
+        that is after each generation.
+
+        Raises:
+            EngineError: It does not take and return what the manifest says of the component.
+            ParameterError: The bundle has no such component.
+        """
+        self._components.replace(component_name, engine)
 
     def generate(
         self,

@@ -43,13 +43,20 @@ class CheckResult:
         return self.problem is None
 
 
-def verify_bundle(bundle: Bundle, options: EngineOptions) -> Iterator[CheckResult]:
+def verify_bundle(
+    bundle: Bundle, options: EngineOptions, variant: str | None = None
+) -> Iterator[CheckResult]:
     """Check a bundle from its files to a generation; yields each result when it is known.
 
     Args:
         bundle: The bundle.
         options: What its graphs are loaded and run with.
+        variant: The one that generates; all of them are loaded.
+
+    Raises:
+        ParameterError: No component has this variant.
     """
+    bundle.check_variant(variant)
     yield from _check_files(bundle)
     yield _note_unlisted_files(bundle)
     yield _run_check("defaults are allowed", lambda: _check_defaults(bundle))
@@ -57,16 +64,16 @@ def verify_bundle(bundle: Bundle, options: EngineOptions) -> Iterator[CheckResul
         check_tokenizer = functools.partial(_check_tokenizer, bundle, record)
         yield _run_check(record.file.rpartition("/")[0] or record.file, check_tokenizer)
     for name, component in bundle.manifest.components.items():
-        for variant, graph in component.variants.items():
+        for known, graph in component.variants.items():
             check = functools.partial(_check_graph, bundle, name, graph, options)
-            yield _run_check(f"{name} ({variant}) loads and is as declared", check)
-        for variant, graph in component.cpu_graphs.items() if options.uses_cpu_graphs else ():
+            yield _run_check(f"{name} ({known}) loads and is as declared", check)
+        for known, graph in component.cpu_graphs.items() if options.uses_cpu_graphs else ():
             check = functools.partial(_check_graph, bundle, name, graph, options)
-            yield _run_check(f"{name} ({variant}, for CPUs) loads and is as declared", check)
+            yield _run_check(f"{name} ({known}, for CPUs) loads and is as declared", check)
     for scheduler in bundle.manifest.schedules:
         check_tables = functools.partial(_check_tables, bundle, scheduler)
         yield _run_check(f"schedule tables of {scheduler}", check_tables)
-    check_generation = functools.partial(_check_generation, bundle, options)
+    check_generation = functools.partial(_check_generation, bundle, options, variant)
     yield _run_check("a generation of the smallest size", check_generation)
 
 
@@ -125,13 +132,13 @@ def _check_tables(bundle: Bundle, scheduler: str) -> str:
     return f"{len(counts)} tables, up to {terms} terms in a row"
 
 
-def _check_generation(bundle: Bundle, options: EngineOptions) -> str:
+def _check_generation(bundle: Bundle, options: EngineOptions, variant: str | None) -> str:
     limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
     counts = bundle.manifest.schedules[defaults.scheduler]
     image = None
     if bundle.manifest.images:
         image = np.zeros((limits.height.minimum, limits.width.minimum, 3), dtype=np.uint8)
-    with VideoPipeline(bundle, **dataclasses.asdict(options)) as pipeline:
+    with VideoPipeline(bundle, **dataclasses.asdict(options), variant=variant) as pipeline:
         video = pipeline.generate(
             _PROMPT if bundle.manifest.tokenizers else None,
             image=image,

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,12 +24,21 @@ Examples:
   mutoscope export checkpoint -o bundle --scheduler unipc --num-inference-steps 4,8,20-30
   mutoscope export sd15 --motion-adapter lightning.safetensors --preset lightning-4 -o bundle
   mutoscope export checkpoint --lora style.safetensors:0.8 --preview-vae taesd -o bundle
-  mutoscope export checkpoint -o bundle --dtype float16
+  mutoscope export checkpoint -o bundle --dtype float32,float16
+  mutoscope export checkpoint -o bundle --dtype float16 --add
 """
 _FLOAT16_NOTE = (
     "note: on a CPU float16 graphs are no faster than float32 ones, often slower: onnxruntime "
     "converts their values and computes in float32; they are for GPUs and TensorRT"
 )
+# What does not concern the graphs that are added to a bundle.
+_OF_BUNDLE = {
+    "name": "--name",
+    "schedulers": "--scheduler",
+    "num_inference_steps": "--num-inference-steps",
+    "weights": "--weights",
+    "cpu_rewrites": "--cpu-rewrites",
+}
 _NAME_WIDTH = 14
 _COUNTS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
@@ -64,11 +73,17 @@ def parse_rewrites(
 @checkpoint_options
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16"]),
+    metavar="NAMES",
     default="float32",
     show_default=True,
-    help="What the graphs compute in. float16 is for GPUs and TensorRT: weights and compute in "
-    "float16, with norms and softmax in float32; a CPU gains nothing by it.",
+    help="What the graphs compute in: float32, float16, or both with a comma, the default variant "
+    "first. float16 is for GPUs and TensorRT: weights and compute in float16, with norms and "
+    "softmax in float32; a CPU gains nothing by it.",
+)
+@click.option(
+    "--add",
+    is_flag=True,
+    help="Add float16 graphs (--dtype float16) to BUNDLE, which was made of this checkpoint.",
 )
 @click.option(
     "--weights",
@@ -108,12 +123,8 @@ def parse_rewrites(
 def export(
     checkpoint: str,
     output: str,
-    dtype: Literal["float32", "float16"],
-    weights: Literal["float32", "float16"] | None,
-    schedulers: tuple[str, ...],
-    num_inference_steps: tuple[int, ...] | None,
-    cpu_rewrites: tuple[str, ...] | None,
-    name: str | None,
+    dtype: str,
+    add: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -123,27 +134,28 @@ def export(
     CHECKPOINT is a folder in diffusers layout, or the id of one on the Hugging Face hub, of
     AnimateDiff (or Stable Diffusion 1.5 or XL with --motion-adapter), ModelScope and Zeroscope,
     Stable Video Diffusion, I2VGen-XL. Only safetensors are read. Every component is compared with
-    the checkpoint at other sizes before the bundle is there.
+    the checkpoint at other sizes before the bundle is there. With --add, the float32 graphs of the
+    bundle are compared with it too, and the bundle gets all new graphs or stays as it was.
     """
+    of_bundle = {name: options.pop(name) for name in _OF_BUNDLE}
+    given = [option for name, option in _OF_BUNDLE.items() if of_bundle[name]]
+    if add and dtype != "float16":
+        raise click.UsageError("--add needs --dtype float16; the export makes float32 graphs")
+    if add and given:
+        raise click.UsageError(f"--add adds graphs and nothing else: leave out {', '.join(given)}")
     # Late, so that --help works without torch; the command line turns a missing module into a hint.
     click.echo("loading torch and diffusers", err=True)
-    if dtype == "float16":
-        click.echo(_FLOAT16_NOTE, err=True)
-    from mutoscope.export.bundle_export import export_checkpoint
+    common = {**options, "force": force, "on_progress": _show_progress}
+    if add:
+        from mutoscope.export.variant_export import add_float16
 
-    report = export_checkpoint(
-        checkpoint,
-        output,
-        name=name,
-        schedulers=schedulers,
-        num_inference_steps=num_inference_steps,
-        dtype=dtype,
-        weights=weights,
-        cpu_rewrites=cpu_rewrites,
-        force=force,
-        on_progress=_show_progress,
-        **options,
-    )
+        report = add_float16(checkpoint, output, **common)
+    else:
+        if dtype.partition(",")[0].strip() == "float16":
+            click.echo(_FLOAT16_NOTE, err=True)
+        from mutoscope.export.bundle_export import export_checkpoint
+
+        report = export_checkpoint(checkpoint, output, dtype=dtype, **of_bundle, **common)
     if as_json:
         click.echo(json.dumps(_make_json(report)))
     else:

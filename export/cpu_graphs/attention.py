@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir
 
-from mutoscope.export.graph_editing import (
+from mutoscope.calibration.graph_editing import (
     CONTRIB_DOMAIN,
     Inserter,
     count_axes,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir
 
-from mutoscope.export.graph_editing import (
+from mutoscope.calibration.graph_editing import (
     Inserter,
     count_axes,
     find_nodes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-from mutoscope.export.graph_editing import (
+from mutoscope.calibration.graph_editing import (
     Inserter,
     find_nodes,
     find_producer,

@@ -13,13 +13,13 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
+from mutoscope.calibration.graph_editing import CONTRIB_DOMAIN
 from mutoscope.export.cpu_graphs.attention import attend_once, fuse_attention
 from mutoscope.export.cpu_graphs.layout import (
     flatten_temporal_convolutions,
     merge_transposed_axes,
 )
 from mutoscope.export.cpu_graphs.norms import join_scale_and_shift
-from mutoscope.export.graph_editing import CONTRIB_DOMAIN
 from mutoscope.runtime.errors import ParameterError
 
 # In the order in which they run. `python -m benchmarks.cpu_rewrites` measures each of them.

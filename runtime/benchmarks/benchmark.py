@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mutoscope.engines.engine import Tensors
-from mutoscope.runtime.benchmarks.contestants import Contestant
+from mutoscope.runtime.benchmarks.contestants import Contestant, choose_variants
 from mutoscope.runtime.benchmarks.machine import describe_machine
 from mutoscope.runtime.benchmarks.measuring import ComponentBenchmark, Measured, Report
 from mutoscope.runtime.benchmarks.records import Results
@@ -57,10 +57,12 @@ def measure_bundle(
             if components and name not in components:
                 continue
             compares = compares_guidance and name in DENOISERS and bundle.manifest.guidance
-            batch = _make_batch(bundle.find_component(name), feeds[name]) if compares else None
+            record = bundle.find_component(name)
+            batch = _make_batch(record, feeds[name]) if compares else None
             with tempfile.TemporaryDirectory(prefix="mutoscope-") as folder:
+                rivals = choose_variants(contestants, record)
                 benchmark = ComponentBenchmark(
-                    name, contestants, feeds[name], batch, Path(folder), report
+                    name, rivals, feeds[name], batch, Path(folder), report
                 )
                 yield benchmark.run(warm_ups=warm_ups, count=count)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mutoscope.engines.opening import check_available
 from mutoscope.engines.options import DEFAULT_ENGINE, DEFAULT_EXECUTION_PROVIDER, EngineOptions
 from mutoscope.runtime.errors import MissingExtraError, ParameterError
+from mutoscope.runtime.manifest import ComponentRecord
 
 WORKER = "mutoscope.runtime.benchmarks.worker"
 # By name: the runtime may not depend on the export, which may not be installed.
@@ -41,16 +42,21 @@ class Contestant:
         module: Its worker, a module that is run.
         settings: What the worker is told beside the component, as JSON can hold it.
         is_peer: It is not ours.
+        variant: What it is to compute in, where a component has that; None for the default.
     """
 
     name: str
     module: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_peer: bool = False
+    variant: str | None = None
 
 
-def make_own(bundle: Path, options: EngineOptions) -> Contestant:
-    """Return us with an engine; raises `EngineError` if this machine does not have it."""
+def make_own(bundle: Path, options: EngineOptions, variant: str | None = None) -> Contestant:
+    """Return us with an engine and a variant; raises `EngineError` if that is not on this machine.
+
+    See `choose_variants` for what a component without the variant does.
+    """
     check_available(options)
     provider = options.execution_provider
     engine = options.name
@@ -65,7 +71,26 @@ def make_own(bundle: Path, options: EngineOptions) -> Contestant:
         "num_threads": options.num_threads,
         "memory": options.memory,
     }
-    return Contestant(f"mutoscope {engine}{where}", WORKER, settings)
+    return Contestant(f"mutoscope {engine}{where}", WORKER, settings, variant=variant)
+
+
+def choose_variants(contestants: Iterable[Contestant], record: ComponentRecord) -> list[Contestant]:
+    """Return who takes part for one component, named after the variant that it runs.
+
+    Those that would run the same one again, since the component lacks theirs, are left out.
+    """
+    chosen: dict[str, Contestant] = {}
+    for contestant in contestants:
+        if contestant.variant is not None:
+            variant = record.choose_variant(contestant.variant)
+            contestant = replace(
+                contestant,
+                name=f"{contestant.name} {variant}",
+                settings={**contestant.settings, "variant": variant},
+                variant=variant,
+            )
+        chosen.setdefault(contestant.name, contestant)
+    return list(chosen.values())
 
 
 def make_peers(

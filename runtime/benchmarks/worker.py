@@ -61,7 +61,14 @@ class BundleModel:
     """
 
     def __init__(
-        self, bundle: Bundle, name: str, options: EngineOptions, feeds: Tensors, *, is_plain: bool
+        self,
+        bundle: Bundle,
+        name: str,
+        options: EngineOptions,
+        feeds: Tensors,
+        *,
+        variant: str | None = None,
+        is_plain: bool,
     ) -> None:
         """Load the component.
 
@@ -70,7 +77,8 @@ class BundleModel:
             name: The component.
             options: What runs it.
             feeds: Inputs of the shapes that will come.
-            is_plain: Take the graph as it was exported, not the one rewritten for processors.
+            variant: What it computes in; None takes its default variant.
+            is_plain: Take the graph as it was exported, not the one for processors.
 
         Raises:
             BundleError: A file of the bundle is damaged.
@@ -87,9 +95,9 @@ class BundleModel:
                 *shape[3:],
             )
         if is_plain:
-            self._engine = open_engine(bundle.load_graph(name), options)
+            self._engine = open_engine(bundle.load_graph(name, variant), options)
         else:
-            self._engine = Components(bundle, options).load(name, Timings())
+            self._engine = Components(bundle, options, variant).load(name, Timings())
         self._engine.prepare(shapes)
 
     @property
@@ -175,16 +183,23 @@ def make_opener(settings: dict[str, Any]) -> OpenModel:
     """Return what loads the component that the settings name."""
     bundle, component = Bundle.open(settings["bundle"]), settings["component"]
     num_threads = settings["num_threads"]
+    if settings["kind"] == "own":
+        variant = settings.get("variant")
+    else:
+        # The others are measured by what the checkpoint computes, not by what was made of it.
+        variant = bundle.find_component(component).choose_variant("float32")
     if settings["kind"] == "openvino":
         from mutoscope.runtime.benchmarks.plain_openvino import PlainOpenvino
 
-        graph = bundle.load_graph(component)
+        graph = bundle.load_graph(component, variant)
         return lambda feeds: PlainOpenvino(graph, settings["precision"], num_threads)
     options = EngineOptions(
         settings["engine"], settings["execution_provider"], num_threads, settings["memory"]
     )
     is_plain = settings["kind"] == "plain"
-    return lambda feeds: BundleModel(bundle, component, options, feeds, is_plain=is_plain)
+    return lambda feeds: BundleModel(
+        bundle, component, options, feeds, variant=variant, is_plain=is_plain
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ from mutoscope.runtime.commands.checkpoint_options import (
     check_needs_checkpoint,
     checkpoint_options,
 )
-from mutoscope.runtime.commands.options import execution_provider_option, num_threads_option
+from mutoscope.runtime.commands.options import (
+    VARIANT_HELP,
+    execution_provider_option,
+    num_threads_option,
+)
 from mutoscope.runtime.errors import EngineError, ParameterError
 from mutoscope.runtime.json_records import write_record
 from mutoscope.runtime.settings import make_settings
@@ -32,6 +36,7 @@ _EPILOG = """\b
 Examples:
   mutoscope bench bundle
   mutoscope bench bundle --engine onnxruntime,openvino:bf16 --component unet
+  mutoscope bench bundle --variant float32,int8 --component unet
   mutoscope bench bundle --against diffusers,diffusers-compile,openvino
     --checkpoint checkpoint --json > results.json
 """
@@ -54,6 +59,15 @@ def read_names(
     default=DEFAULT_ENGINE,
     show_default=True,
     help=f"What runs the graphs: {', '.join(ENGINES)}; several with commas.",
+)
+@click.option(
+    "--variant",
+    "variants",
+    metavar="NAMES",
+    callback=read_names,
+    show_default="the bundle's",
+    help=f"{VARIANT_HELP}; several with commas, each with every engine. A component that does not "
+    "have one runs its default.",
 )
 @click.option(
     "--against",
@@ -113,6 +127,7 @@ def read_names(
 def bench(
     bundle: str | None,
     engines: tuple[str, ...],
+    variants: tuple[str, ...],
     peers: tuple[str, ...],
     checkpoint: str | None,
     components: tuple[str, ...],
@@ -130,11 +145,11 @@ def bench(
     """Measure the time and the memory of a bundle's components.
 
     BUNDLE is its folder; left out, it is the bundle that ships with mutoscope. Each component is
-    loaded and run in a process of its own, one pass over one clip; with several engines or peers
-    all run in turn. "load" is from the files to being ready, "error" the distance of the outputs
-    from those of diffusers (or of the exported graph in onnxruntime) relative to their length,
-    "speed" how many times as fast as the first peer. Memory is that of the process while it loads
-    and runs, of it "anonymous" what the system cannot drop; it is measured on Linux only.
+    loaded and run in a process of its own, one pass over one clip; with several engines, variants
+    or peers all run in turn. "load" is from the files to being ready, "error" the distance of the
+    outputs from those of diffusers (or of the exported graph in onnxruntime) relative to their
+    length, "speed" how many times as fast as the first peer. Memory is that of the process while it
+    loads and runs, of it "anonymous" what the system cannot drop; it is measured on Linux only.
     Inputs are random, the same for all. The exit code is 1 if one fails; the others go on. The
     options from --motion-adapter on are those that the export was given, for --checkpoint.
     """
@@ -146,6 +161,8 @@ def bench(
     opened = Bundle.default() if bundle is None else Bundle.open(bundle)
     for name in components:
         opened.find_component(name)
+    for variant in variants:
+        opened.check_variant(variant)
     settings = make_settings(opened, seed=_SEED, num_frames=num_frames, height=height, width=width)
     rivals = make_peers(
         peers,
@@ -155,7 +172,11 @@ def bench(
         checkpoint_options=options,
     )
     choices = [EngineOptions(e, execution_provider, num_threads, memory) for e in engines]
-    own = [make_own(opened.path, choice) for choice in dict.fromkeys(choices)]
+    own = [
+        make_own(opened.path, choice, variant)
+        for choice in dict.fromkeys(choices)
+        for variant in variants or (None,)
+    ]
     results = measure_bundle(
         opened,
         settings,

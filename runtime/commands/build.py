@@ -19,6 +19,7 @@ from mutoscope.runtime.built_engines import (
 )
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.commands.inspect import format_bytes
+from mutoscope.runtime.commands.options import variant_option
 from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.progress import ProgressBar
 from mutoscope.runtime.settings import make_settings
@@ -51,6 +52,7 @@ Examples:
     show_default="all",
     help="A component of the bundle, such as unet. May be given again.",
 )
+@variant_option
 @click.option("--force", is_flag=True, help="Build again what is there already.")
 @click.option("--remove", is_flag=True, help="Remove what was built, for other machines too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -58,6 +60,7 @@ def build(
     bundle: str | None,
     engine: str,
     components: tuple[str, ...],
+    variant: str | None,
     force: bool,
     remove: bool,
     as_json: bool,
@@ -75,34 +78,37 @@ def build(
     if force and remove:
         raise click.UsageError("--force builds and --remove removes: use one of them")
     opened = Bundle.default() if bundle is None else Bundle.open(bundle)
+    opened.check_variant(variant)
     for name in components:
         opened.find_component(name)
     names = [name for name in opened.manifest.components if name in (components or (name,))]
     head = {"bundle": str(opened.path), "engine": engine}
     if remove:
-        removed = list(_remove_all(opened, names))
+        removed = list(_remove_all(opened, names, variant))
         if as_json:
             click.echo(json.dumps({**head, "removed": removed}))
         else:
             click.echo("\n".join([f"removed {path}" for path in removed] or ["nothing was built"]))
         return
-    built = _build_all(opened, names, force=force)
+    built = _build_all(opened, names, variant, force=force)
     if as_json:
         click.echo(json.dumps({**head, "built": [_make_record(engine) for engine in built]}))
     else:
         click.echo("\n".join(_describe(built)))
 
 
-def _remove_all(bundle: Bundle, names: list[str]) -> Iterator[str]:
+def _remove_all(bundle: Bundle, names: list[str], variant: str | None) -> Iterator[str]:
     for name in names:
-        for built in find_built(bundle, name):
+        for built in find_built(bundle, name, variant):
             remove_built(built)
             yield str(built.folder)
 
 
-def _build_all(bundle: Bundle, names: list[str], *, force: bool) -> list[BuiltEngine]:
+def _build_all(
+    bundle: Bundle, names: list[str], variant: str | None, *, force: bool
+) -> list[BuiltEngine]:
     """Build what is not there yet, and return all."""
-    there = {} if force else {name: _find_fitting(bundle, name) for name in names}
+    there = {} if force else {name: _find_fitting(bundle, name, variant) for name in names}
     missing = [name for name in names if there.get(name) is None]
     if not missing:
         return [engine for engine in there.values() if engine is not None]
@@ -118,27 +124,33 @@ def _build_all(bundle: Bundle, names: list[str], *, force: bool) -> list[BuiltEn
     with ProgressBar("building", len(missing)) as bar:
         inputs = make_inputs(bundle, settings)
         for done, name in enumerate(missing, start=1):
-            there[name] = build_component(bundle, name, inputs[name])
+            there[name] = build_component(bundle, name, inputs[name], variant)
             bar.update(done)
     return [engine for name in names if (engine := there[name]) is not None]
 
 
-def _find_fitting(bundle: Bundle, name: str) -> BuiltEngine | None:
-    return next((built for built in find_built(bundle, name) if built.problem is None), None)
+def _find_fitting(bundle: Bundle, name: str, variant: str | None) -> BuiltEngine | None:
+    all_built = find_built(bundle, name, bundle.find_component(name).choose_variant(variant))
+    return next((built for built in all_built if built.problem is None), None)
 
 
 def _make_record(built: BuiltEngine) -> dict[str, Any]:
     record = dataclasses.asdict(load_record(built.folder))
-    return {**record, "folder": str(built.folder), "size_bytes": built.size_bytes}
+    return {
+        **record,
+        "variant": built.variant,
+        "folder": str(built.folder),
+        "size_bytes": built.size_bytes,
+    }
 
 
 def _describe(built: list[BuiltEngine]) -> Iterator[str]:
     """Yield a table."""
-    yield f"{'component':<16}{'size':>10}{'load before':>14}{'after':>10}  folder"
+    yield f"{'component':<16}{'variant':<10}{'size':>10}{'load before':>14}{'after':>10}  folder"
     for engine in built:
         record = load_record(engine.folder)
         before, after = record.seconds_load_before, record.seconds_load_after
         yield (
-            f"{engine.component:<16}{format_bytes(engine.size_bytes):>10}{before:>12.2f} s"
-            f"{after:>8.2f} s  {engine.folder}"
+            f"{engine.component:<16}{engine.variant:<10}{format_bytes(engine.size_bytes):>10}"
+            f"{before:>12.2f} s{after:>8.2f} s  {engine.folder}"
         )

@@ -11,7 +11,11 @@ import click
 from mutoscope.engines.opening import check_available
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.commands.options import engine_options, memory_limit_option
+from mutoscope.runtime.commands.options import (
+    engine_options,
+    memory_limit_option,
+    variant_option,
+)
 from mutoscope.runtime.components import Components
 from mutoscope.runtime.decoder import decode_latents, make_decode_plan
 from mutoscope.runtime.decoding import DecodePlan
@@ -53,6 +57,7 @@ Examples:
     show_default="from LATENTS, else from the bundle",
     help="Frames per second of the file.",
 )
+@variant_option
 @engine_options()
 @memory_limit_option
 @click.option("--force", is_flag=True, help="Replace what is at OUT.")
@@ -62,6 +67,7 @@ def decode(
     bundle: str | None,
     output: str | None,
     frame_rate: float | None,
+    variant: str | None,
     engine_options: EngineOptions,
     memory_limit_bytes: int | None,
     force: bool,
@@ -74,6 +80,7 @@ def decode(
     """
     opened = Bundle.default() if bundle is None else Bundle.open(bundle)
     check_available(engine_options)
+    components = Components(opened, engine_options, variant)
     saved = load_latents(latents, num_channels=opened.manifest.latents.channels)
     _check_bundle(opened, saved, latents)
     plan = make_decode_plan(opened, saved.latents.shape, memory_limit_bytes)
@@ -81,7 +88,6 @@ def decode(
     if output is None:
         output = str(Path(latents).with_suffix(".png" if clip.num_frames == 1 else ".mp4"))
     check_output(output, clip, force=force)
-    components = Components(opened, engine_options)
     timings = Timings()
     with timings.measure("seconds_total"):
         video = _decode(components, saved, plan, clip, timings, Path(output).name)

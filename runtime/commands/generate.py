@@ -13,7 +13,12 @@ from typing import Any
 import click
 
 from mutoscope.engines.options import EngineOptions
-from mutoscope.runtime.commands.options import engine_options, memory_limit_option
+from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.commands.options import (
+    engine_options,
+    memory_limit_option,
+    variant_option,
+)
 from mutoscope.runtime.decoder import make_decode_plan
 from mutoscope.runtime.decoding import DecodeProgress
 from mutoscope.runtime.errors import ParameterError
@@ -152,6 +157,7 @@ def parse_conditions(
     "after the other, or batched, with both at once. That takes twice the memory and is faster on "
     "some devices.",
 )
+@variant_option
 @engine_options()
 @memory_limit_option
 @click.option(
@@ -187,6 +193,7 @@ def generate(
     image: str | None,
     bundle: str | None,
     output: str | None,
+    variant: str | None,
     engine_options: EngineOptions,
     memory_limit_bytes: int | None,
     latents: str | None,
@@ -207,13 +214,18 @@ def generate(
         **{name: options.pop(name) for name in ("negative_prompt", "guidance_passes")},
     }
     pipeline = VideoPipeline.open(
-        bundle, **dataclasses.asdict(engine_options), memory_limit_bytes=memory_limit_bytes
+        bundle,
+        **dataclasses.asdict(engine_options),
+        memory_limit_bytes=memory_limit_bytes,
+        variant=variant,
     )
     with pipeline:
         settings = make_settings(pipeline.bundle, **options)
         if output is None:
             subject = prompt if prompt is not None else Path(image or "").stem
             output = make_output_name(subject, settings.num_frames)
+        if engine_options.uses_cpu_graphs and "float16" in pipeline.variants.values():
+            click.echo(_describe_float16(pipeline.bundle), err=True)
         targets = _make_targets(output, latents, preview, settings, num_videos, force=force)
         plan = make_decode_plan(pipeline.bundle, settings.latents_shape, memory_limit_bytes)
         if plan.tile_height is not None:
@@ -227,6 +239,7 @@ def generate(
     if as_json:
         made_with = {
             "bundle": str(pipeline.bundle.path),
+            "variants": pipeline.variants,
             "engine": pipeline.engine_properties,
         }
         click.echo(json.dumps({**made_with, "videos": results}))
@@ -313,10 +326,23 @@ def _save(pipeline: VideoPipeline, video: Video, target: _Target, *, force: bool
             **video.describe(),
             "frame_rate": video.frame_rate,
             "bundle": pipeline.bundle.manifest.name,
+            "variants": pipeline.variants,
         }
         result["latents"] = str(save_latents(target.latents, video.latents, info, force=force))
         click.echo(f"{result['latents']}: the latents of {path.name}", err=True)
     return result
+
+
+def _describe_float16(bundle: Bundle) -> str:
+    """A note for who runs float16 graphs on a CPU: what is faster there, and where to get it."""
+    known = {name for c in bundle.manifest.components.values() for name in c.variants}
+    faster = [name for name in ("float32", "int8") if name in known]
+    way = f"use --variant {' or '.join(faster)}"
+    if not faster:
+        way = "use a bundle of mutoscope export CHECKPOINT -o BUNDLE --dtype float32"
+    elif "int8" not in known:
+        way += f", or make int8 graphs with mutoscope calibrate {bundle.path}"
+    return f"note: float16 is not faster on a CPU: {way}"
 
 
 def make_output_name(prompt: str, num_frames: int) -> str:

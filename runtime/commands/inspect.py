@@ -125,10 +125,12 @@ def format_bytes(count: int) -> str:
 def _describe_component(manifest: Manifest, name: str, component: ComponentRecord) -> Iterator[str]:
     yield f"  {name}"
     for variant, graph in component.variants.items():
-        files = [graph, *find_external_data(manifest, component, graph)]
-        size = sum(manifest.files[file].size_bytes for file in files)
         default = ", the default" if variant == component.default_variant else ""
-        yield f"    {variant}: {graph}, {format_bytes(size)}{default}"
+        yield f"    {variant}: {graph}, {_describe_size(manifest, component, graph)}{default}"
+        cpu_graph = component.find_cpu_graph(variant)
+        if cpu_graph != graph:
+            size = _describe_size(manifest, component, cpu_graph, graph)
+            yield f"    {variant} for processors: {cpu_graph}, {size}"
     for kind, tensors in (("takes", component.inputs), ("returns", component.outputs)):
         for tensor_name, tensor in tensors.items():
             yield f"    {kind} {tensor_name}: {_describe_tensor(tensor)}"
@@ -141,10 +143,22 @@ def _describe_component(manifest: Manifest, name: str, component: ComponentRecor
         )
 
 
+def _describe_size(
+    manifest: Manifest, component: ComponentRecord, graph: str, beside: str = ""
+) -> str:
+    """The size of a graph with its data, which it may share with the one that it lies beside."""
+    data = find_external_data(manifest, component, graph)
+    is_shared = bool(data) and data == find_external_data(manifest, component, beside)
+    files = [graph] if is_shared else [graph, *data]
+    size = format_bytes(sum(manifest.files[file].size_bytes for file in files))
+    return f"{size} beside the same weights" if is_shared else size
+
+
 def _describe_built(bundle: Bundle, name: str) -> Iterator[str]:
     for built in find_built(bundle, name):
         use = f"not used ({built.problem})" if built.problem else "used on this machine's CPU"
-        yield f"    built: {format_bytes(built.size_bytes)}, {use}, {built.folder}"
+        source = f" of {built.variant}" if built.variant else ""
+        yield f"    built: {format_bytes(built.size_bytes)}{source}, {use}, {built.folder}"
 
 
 def _describe_tensor(tensor: TensorRecord) -> str:

@@ -65,6 +65,14 @@ memory_limit_option = click.option(
     help="What the process may use while it decodes, e.g. 2GiB or 800MB. Meant with --memory low.",
 )
 
+VARIANT_HELP = "What the graphs compute in, as mutoscope inspect lists them: float32, float16, int8"
+variant_option = click.option(
+    "--variant",
+    metavar="NAME",
+    show_default="the bundle's",
+    help=f"{VARIANT_HELP}. Components that do not have it run their default.",
+)
+
 engine_option = click.option(
     "--engine",
     metavar="NAME",

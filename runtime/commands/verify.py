@@ -18,7 +18,7 @@ from mutoscope.runtime.commands.checkpoint_options import (
     check_needs_checkpoint,
     checkpoint_options,
 )
-from mutoscope.runtime.commands.options import engine_options
+from mutoscope.runtime.commands.options import engine_options, variant_option
 from mutoscope.runtime.errors import BundleError, MutoscopeError
 from mutoscope.runtime.verification import CheckResult, verify_bundle
 
@@ -38,11 +38,13 @@ Examples:
     "mutoscope[export]).",
 )
 @checkpoint_options
+@variant_option
 @engine_options(default_memory="low")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def verify(
     bundle: str | None,
     checkpoint: str | None,
+    variant: str | None,
     engine_options: EngineOptions,
     as_json: bool,
     **options: Any,
@@ -50,16 +52,16 @@ def verify(
     """Check that a bundle is whole and works.
 
     BUNDLE is its folder; left out, it is the bundle that ships with mutoscope. Checked are: size
-    and sha256 of every file, that the graphs load and are as the manifest says, the schedule
-    tables, and a generation of the smallest size, on the engine that is named. The exit code is 1
-    if anything fails. The options from --motion-adapter to --single-file-config are those that the
-    export was given, for --checkpoint.
+    and sha256 of every file, that the graphs of all variants load and are as the manifest says, the
+    schedule tables, and a generation of the smallest size, on the engine that is named. The exit
+    code is 1 if anything fails. The options from --motion-adapter to --single-file-config are those
+    that the export was given, for --checkpoint.
     """
     check_needs_checkpoint(checkpoint, options)
     check_available(engine_options)
     opened = Bundle.default() if bundle is None else Bundle.open(bundle)
     results = []
-    for result in _run_all(opened, checkpoint, options, engine_options):
+    for result in _run_all(opened, checkpoint, options, engine_options, variant):
         click.echo(format_result(result), err=True)
         results.append(result)
     failed = [result.name for result in results if not result.ok]
@@ -86,8 +88,9 @@ def _run_all(
     checkpoint: str | None,
     options: dict[str, Any],
     engine_options: EngineOptions,
+    variant: str | None,
 ) -> Iterator[CheckResult]:
-    yield from verify_bundle(bundle, engine_options)
+    yield from verify_bundle(bundle, engine_options, variant)
     if checkpoint:
         yield from _compare_with_checkpoint(bundle.path, checkpoint, options)
 

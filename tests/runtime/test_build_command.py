@@ -70,8 +70,8 @@ def test_build_says_what_loading_took_before_and_after(
 ) -> None:
     assert run("build", own_bundle, "--component", "unet") == 0
     title, row = capsys.readouterr().out.splitlines()
-    assert title.split() == ["component", "size", "load", "before", "after", "folder"]
-    assert re.fullmatch(r"unet +[\d.]+ kB +[\d.]+ s +[\d.]+ s  (.*)", row)
+    assert title.split() == ["component", "variant", "size", "load", "before", "after", "folder"]
+    assert re.fullmatch(r"unet +float32 +[\d.]+ kB +[\d.]+ s +[\d.]+ s  (.*)", row)
     (built,) = list_built(own_bundle)
     assert row.endswith(str(built.parent))
 

@@ -11,11 +11,11 @@ import pytest
 
 from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
 from mutoscope.engines.options import EngineOptions
-from mutoscope.export.bundle_writer import make_file_records
 from mutoscope.export.decoder_memory import measure_decoder
 from mutoscope.export.decoder_tiles import add_tiles
 from mutoscope.runtime import VideoPipeline, main, tiled_decoding
 from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH, Bundle
+from mutoscope.runtime.bundle_writer import make_file_records
 from mutoscope.runtime.components import Components
 from mutoscope.runtime.decoder import decode_latents, make_decode_plan
 from mutoscope.runtime.decoding import DecodePlan, DecodeProgress

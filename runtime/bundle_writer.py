@@ -1,18 +1,20 @@
-"""Write a bundle whole or not at all."""
+"""Write or change a bundle, whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import OutputError
-from mutoscope.runtime.manifest import MANIFEST_NAME, FileRecord
+from mutoscope.runtime.manifest import MANIFEST_NAME, FileRecord, Manifest
 
 CHUNK_BYTES = 1 << 20
 REASONS = {
@@ -21,6 +23,7 @@ REASONS = {
     errno.EACCES: "permission denied: write elsewhere",
     errno.EPERM: "permission denied: write elsewhere",
     errno.EROFS: "the file system is read-only: write elsewhere",
+    errno.EBUSY: "it is in use or a mount point: use a folder inside of that",
 }
 
 
@@ -71,6 +74,45 @@ def open_bundle_folder(output: Path, *, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
+def edit_bundle(bundle: Bundle, *, without: Collection[str] = ()) -> Iterator[Path]:
+    """Give a temporary folder with the bundle's files, which replaces the bundle at the end.
+
+    Files are added in the block, and the new manifest is written (`save_manifest`). After an error,
+    Ctrl-C included, the bundle is as it was. Files that the manifest does not list, such as those
+    under engines/, are kept.
+
+    Args:
+        bundle: The bundle; its manifest is not there in the folder.
+        without: Files of it that are left out, because they are replaced or no longer wanted. Never
+            write to one of the others: where the file system can, they are links to the bundle's.
+
+    Raises:
+        OutputError: The bundle cannot be written, or was changed since it was opened.
+    """
+    output = bundle.path.resolve()
+    _check_unchanged(bundle)
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise OutputError(f"{output} cannot be written: {REASONS[errno.EACCES]}")
+    with open_bundle_folder(output, force=True) as folder:
+        shutil.copymode(output, folder)
+        _link_files(output, folder, {MANIFEST_NAME, *without})
+        yield folder
+        _check_unchanged(bundle)
+
+
+def save_manifest(manifest: Manifest, folder: Path) -> Manifest:
+    """Write the manifest of the bundle in a folder and return what a reader makes of it.
+
+    Raises:
+        BundleError: It contradicts itself.
+    """
+    path = folder / MANIFEST_NAME
+    text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    return Manifest.load(path)
+
+
+@contextmanager
 def explain_write_errors(output: Path) -> Iterator[None]:
     """Turn what an operating system says of a write into one line."""
     try:
@@ -84,15 +126,37 @@ def explain_write_errors(output: Path) -> Iterator[None]:
 def make_file_records(folder: Path) -> dict[str, FileRecord]:
     """Return size and sha256 of every file under a folder, by its path inside."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _make_file_record(path) for path in paths}
+    return {path.relative_to(folder).as_posix(): make_file_record(path) for path in paths}
 
 
-def _make_file_record(path: Path) -> FileRecord:
+def make_file_record(path: Path) -> FileRecord:
+    """Return size and sha256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return FileRecord(path.stat().st_size, digest.hexdigest())
+
+
+def _check_unchanged(bundle: Bundle) -> None:
+    """Raise `OutputError` if somebody else wrote the bundle since it was opened."""
+    if Manifest.load(bundle.path / MANIFEST_NAME) != bundle.manifest:
+        raise OutputError(
+            f"{bundle.path} was changed by another command in the meantime: run this one again"
+        )
+
+
+def _link_files(source: Path, folder: Path, without: Collection[str]) -> None:
+    """Give a folder the files of another one, as links; on a file system without links, copies."""
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if path.is_dir() and not path.is_symlink():
+            (folder / name).mkdir()
+        elif name.as_posix() not in without:
+            try:
+                os.link(path, folder / name, follow_symlinks=False)
+            except (OSError, NotImplementedError):
+                shutil.copy2(path, folder / name, follow_symlinks=False)
 
 
 def _replace(folder: Path, output: Path) -> None:

@@ -1,0 +1,141 @@
+"""Add the int8 variant of components to a bundle, with what it was made of."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mutoscope.calibration.candidates import CandidateSearch, Choice
+from mutoscope.calibration.observers import ComponentStatistics
+from mutoscope.calibration.samples import FLOAT
+from mutoscope.calibration.table import CalibrationTable, name_table
+from mutoscope.runtime.bundle import Bundle, find_external_data
+from mutoscope.runtime.bundle_writer import edit_bundle, make_file_record, save_manifest
+from mutoscope.runtime.manifest import ComponentRecord, FileRecord, Manifest
+
+INT8, FLOAT16 = "int8", "float16"
+# Beside the component's float graphs.
+_TENSORRT_NAME, _PROCESSORS_NAME = "model_int8.onnx", "model_int8_cpu.onnx"
+
+
+@dataclass(frozen=True)
+class CalibratedRanges:
+    """The ranges of a component.
+
+    Attributes:
+        table: What people and tools read.
+        statistics: What it was made of; more than the table where outliers are moved into weights.
+        reused: Whether both were in the bundle already.
+    """
+
+    table: CalibrationTable
+    statistics: ComponentStatistics
+    reused: bool
+
+
+def name_statistics(component: str) -> str:
+    """Return the path in a bundle of what a component's table was made of."""
+    return f"calibration/{component}.npz"
+
+
+def add_variant(
+    bundle: Bundle,
+    searches: Mapping[str, CandidateSearch],
+    choices: Mapping[str, Choice],
+    ranges: Mapping[str, CalibratedRanges],
+) -> dict[str, tuple[int, int]]:
+    """Write int8 graphs and calibration tables into a bundle, whole or not at all.
+
+    Tables are written for components that stay in float too: they say what was seen.
+
+    Args:
+        bundle: It is replaced; open it again.
+        searches: What chose, by component.
+        choices: What was chosen.
+        ranges: What was collected, of the components of which something was.
+
+    Returns:
+        For each component, the bytes of its float graph and weights, and of those for processors
+        in int8, 0 if it stays in float.
+
+    Raises:
+        BundleError: The bundle cannot be read again.
+        OutputError: It cannot be written, or was changed in the meantime.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutoscope-", dir=bundle.path.parent) as name:
+        folder = Path(name)
+        written = _write_files(folder, searches, choices, ranges)
+        old = _find_old_files(bundle, searches)
+        with edit_bundle(bundle, without={*old, *written}) as target:
+            for path in written:
+                (target / path).parent.mkdir(exist_ok=True)
+                (folder / path).rename(target / path)
+            records = {path: make_file_record(target / path) for path in sorted(written)}
+            kept = {p: r for p, r in bundle.manifest.files.items() if p not in old}
+            save_manifest(_make_manifest(bundle.manifest, choices, {**kept, **records}), target)
+    sizes = {}
+    for component in choices:
+        record = bundle.find_component(component)
+        graph = record.find_cpu_graph(FLOAT)
+        paths = [graph, *find_external_data(bundle.manifest, record, graph)]
+        made = [f"{component}/{_PROCESSORS_NAME}{end}" for end in ("", ".data")]
+        sizes[component] = (
+            sum(bundle.manifest.files[path].size_bytes for path in paths),
+            sum(records[path].size_bytes for path in made if path in records),
+        )
+    return sizes
+
+
+def _write_files(
+    folder: Path,
+    searches: Mapping[str, CandidateSearch],
+    choices: Mapping[str, Choice],
+    ranges: Mapping[str, CalibratedRanges],
+) -> set[str]:
+    """Write all new files into a folder; return their paths in the bundle."""
+    for component, known in ranges.items():
+        table = folder / name_table(component)
+        table.parent.mkdir(exist_ok=True)
+        known.table.save(table)
+        known.statistics.save(folder / name_statistics(component))
+    for component, choice in choices.items():
+        if choice.kept_in_float is not None:
+            continue
+        search, chosen = searches[component], choice.chosen
+        (folder / component).mkdir()
+        for name, layers, for_tensorrt in (
+            (_PROCESSORS_NAME, choice.processors_layers, False),
+            (_TENSORRT_NAME, choice.tensorrt_layers, True),
+        ):
+            how = search.quantize(chosen.method, layers, smoothed=chosen.smoothed)
+            search.write(folder / component / name, how, for_tensorrt=for_tensorrt)
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def _find_old_files(bundle: Bundle, components: Mapping[str, CandidateSearch]) -> set[str]:
+    """The files of the int8 variant that the components have so far."""
+    names = [f"{n}{end}" for n in (_TENSORRT_NAME, _PROCESSORS_NAME) for end in ("", ".data")]
+    paths = {f"{component}/{name}" for component in components for name in names}
+    return paths & set(bundle.manifest.files)
+
+
+def _make_manifest(
+    manifest: Manifest, choices: Mapping[str, Choice], files: Mapping[str, FileRecord]
+) -> Manifest:
+    components = {
+        name: _make_component(name, record, choices[name]) if name in choices else record
+        for name, record in manifest.components.items()
+    }
+    return replace(manifest, components=components, files=dict(files))
+
+
+def _make_component(name: str, record: ComponentRecord, choice: Choice) -> ComponentRecord:
+    """The record of a component with its int8 variant, or without the one that it had."""
+    variants = {key: path for key, path in record.variants.items() if key != INT8}
+    cpu_graphs = {key: path for key, path in record.cpu_graphs.items() if key != INT8}
+    if choice.kept_in_float is None:
+        variants[INT8] = f"{name}/{_TENSORRT_NAME}"
+        cpu_graphs[INT8] = f"{name}/{_PROCESSORS_NAME}"
+    return replace(record, variants=variants, cpu_graphs=cpu_graphs)

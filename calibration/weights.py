@@ -1,0 +1,86 @@
+"""Weights and biases as whole numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mutoscope.calibration.layers import Layer
+
+F32 = NDArray[np.float32]
+
+# Symmetric, so that -128 has no counterpart and is not used.
+_LARGEST = 127
+# A channel of zeros needs a scale too, and one that float16 holds.
+_SMALLEST_SCALE = 2.0**-20
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight as int8 with a scale for each channel of the output.
+
+    Attributes:
+        values: int8, [out, in, ...] of a convolution, else [in, out]; from -127 to 127.
+        scales: float32 or float16 [out]; values times scales are the weight.
+        axis: Of the output's channels in `values`.
+    """
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.floating]
+    axis: int
+
+    def dequantize(self) -> F32:
+        """Return what the weight is now, float32."""
+        return self.values * _along(self.scales.astype(np.float32), self.values.ndim, self.axis)
+
+
+def quantize_weight(weight: F32, axis: int, dtype: np.dtype[np.floating]) -> QuantizedWeight:
+    """Return a weight as int8, symmetric, with a scale for each output channel.
+
+    Args:
+        weight: float32.
+        axis: Of the output's channels.
+        dtype: Of the scales: what the layer computes in.
+    """
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    scales = np.maximum(np.abs(weight).max(axis=others) / _LARGEST, _SMALLEST_SCALE).astype(dtype)
+    divisors = _along(scales.astype(np.float32), weight.ndim, axis)
+    values = np.clip(np.rint(weight / divisors), -_LARGEST, _LARGEST).astype(np.int8)
+    return QuantizedWeight(values, scales, axis)
+
+
+def quantize_bias(bias: F32, input_scale: float, weight: QuantizedWeight) -> NDArray[np.int32]:
+    """Return a bias in units of input scale times weight scale, int32 [out]."""
+    units = np.float64(input_scale) * weight.scales.astype(np.float64)
+    limits = np.iinfo(np.int32)
+    return np.clip(np.rint(bias / units), limits.min, limits.max).astype(np.int32)
+
+
+def find_bias_shift(layer: Layer, weight: F32, found: QuantizedWeight, means: F32) -> F32:
+    """Return what to add to a bias so that the mean output stays, float32 [out].
+
+    Args:
+        layer: Whose weight it is.
+        weight: Before it was quantized, float32.
+        found: After.
+        means: Of each channel of the layer's input, float32 [in].
+
+    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    Correction", section 4.2, with measured means.
+    """
+    error = weight - found.dequantize()
+    if layer.kind == "linear":
+        return means @ error
+    # A group of a convolution has its own part of the input's channels.
+    groups = len(means) // error.shape[1]
+    per_input = error.reshape(groups, -1, error.shape[1], error[0, 0].size).sum(axis=-1)
+    return np.einsum("goi,gi->go", per_input, means.reshape(groups, -1)).reshape(-1)
+
+
+def _along(scales: F32, rank: int, axis: int) -> F32:
+    """Scales in a shape that multiplies a weight channel by channel."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return scales.reshape(shape)
