@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import checkpoints
-from benchmarks.document import RESULTS, write_document
+from benchmarks.document import RESULTS, write_documents
 from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH, Bundle
 
 SHIPPED: Final = "moving-shapes"
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         record = json.loads(run_mutoscope("bench", bundle, *rest))
         save_result("against-peers", name, record)
         failures += record["failures"]
-    write_document()
+    write_documents()
     return 1 if failures else 0
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md from the figures in benchmarks/results/.
+"""Write the tables of documents from the figures in benchmarks/results/.
 
     python -m benchmarks.document
 
@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import cpu_rewrites, operator_profile, session_start
+from benchmarks import (
+    calibration_memory,
+    cpu_rewrites,
+    int8_methods,
+    operator_profile,
+    session_start,
+    variant_quality,
+)
 from mutoscope.runtime.benchmarks.machine import format_machine
 from mutoscope.runtime.benchmarks.records import Results
 from mutoscope.runtime.benchmarks.tables import format_results, format_seconds
@@ -21,7 +28,7 @@ from mutoscope.runtime.json_records import read_record
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
-DOCUMENT: Final = ROOT / "docs" / "benchmarks.md"
+DOCUMENTS: Final = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "quantization.md")
 _PART: Final = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MIB: Final = 2**20
 
@@ -40,9 +47,11 @@ def fill_document(text: str) -> str:
     return _PART.sub(fill, text)
 
 
-def write_document() -> None:
-    """Bring docs/benchmarks.md up to date."""
-    DOCUMENT.write_text(fill_document(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+def write_documents() -> None:
+    """Bring the documents up to date."""
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        document.write_text(fill_document(text), encoding="utf-8")
 
 
 def _format_against_peers(record: dict[str, Any]) -> Iterator[str]:
@@ -96,7 +105,11 @@ FORMATS: Final[dict[str, Callable[[dict[str, Any]], Iterator[str]]]] = {
     "session-start": session_start.describe,
     "cpu-rewrites": cpu_rewrites.describe,
     "operator-profile": operator_profile.describe,
+    "int8-speed": _format_against_peers,
+    "int8-methods": int8_methods.describe,
+    "variant-quality": variant_quality.describe,
+    "calibration-memory": calibration_memory.describe,
 }
 
 if __name__ == "__main__":
-    write_document()
+    write_documents()

@@ -89,11 +89,13 @@ def open_checkpoint(
     return generate
 
 
-def open_bundle(path: Path, num_inference_steps: int, guidance_scale: float) -> Generate:
-    """Return the route through the exported bundle."""
+def open_bundle(
+    path: Path, num_inference_steps: int, guidance_scale: float, variant: str | None = None
+) -> Generate:
+    """Return the route through the exported bundle; variant as in `VideoPipeline.open`."""
     from mutoscope.runtime import VideoPipeline
 
-    pipeline = VideoPipeline.open(path)
+    pipeline = VideoPipeline.open(path, variant=variant)
 
     def generate(prompts: list[str], seeds: list[int]) -> Iterator[U8]:
         for prompt, seed in zip(prompts, seeds, strict=True):

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.against_peers import RANDOM, SHIPPED, find_model, save_result
-from benchmarks.document import ROOT, write_document
+from benchmarks.document import ROOT, write_documents
 from benchmarks.process_memory import run_measured
 from mutoscope.runtime.benchmarks.machine import describe_machine
 from mutoscope.runtime.bundle import Bundle
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     save_result("scaling", options.model, record)
     plot_points(points, ROOT / "docs" / "images" / f"scaling-{options.model}.svg")
-    write_document()
+    write_documents()
     return 0
 
 

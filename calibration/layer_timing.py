@@ -122,7 +122,9 @@ def _find_shapes(source: Path, names: list[str], feeds: Tensors) -> dict[str, tu
             outputs.append(node.outputs[0])
     model.graph.outputs.extend(outputs)
     session = open_graph(model, source.parent)
-    arrays = session.run([str(value.name) for value in outputs], dict(feeds))
+    # Without a name, a session returns all outputs.
+    wanted = [str(value.name) for value in outputs]
+    arrays = session.run(wanted, dict(feeds)) if wanted else []
     shapes = {n: a.shape for n, a in feeds.items() if n in names}
     found = (str(value.name).removeprefix("shape of ") for value in outputs)
     shapes.update({n: tuple(int(x) for x in array) for n, array in zip(found, arrays, strict=True)})
@@ -168,7 +170,7 @@ def race(engines: list[Engine], feeds: Mapping[str, Any]) -> tuple[float, float]
 def _cut_out(group: list[Layer], shape: tuple[int, ...]) -> onnx_ir.Model:
     """A model of a group of layers alone, which takes "x"."""
     rank = onnx_ir.Shape([f"axis_{index}" for index in range(len(shape))])
-    x = onnx_ir.Input("x", rank, onnx_ir.TensorType(onnx_ir.DataType.FLOAT))
+    x = onnx_ir.val("x", onnx_ir.DataType.FLOAT, rank)
     end = onnx_ir.node("Identity", [x])  # only a place to insert before
     graph = onnx_ir.Graph([x], [], nodes=[end], opset_imports={"": 20}, name="layers")
     insert = Inserter(graph, end)

@@ -42,6 +42,9 @@ Range = tuple[float, float]
 # The smaller ones, shapes among them, must lie in the graph itself.
 _EXTERNAL_DATA_MINIMUM_BYTES = 1024
 
+# Of an int32, half of what it holds: the correction of a bias comes after.
+_MOST_BIAS_UNITS = 2.0**30
+
 
 @dataclass(frozen=True)
 class LayerQuantization:
@@ -164,7 +167,7 @@ def _quantize_convolution(state: _Quantizer, layer: Layer, how: LayerQuantizatio
     x, x_scale, x_zero = state.quantize(insert, layer.input, *find_uint8_scale(how.input))
     input_scale = read_constant(x_scale)
     assert input_scale is not None
-    weight, bias = _prepare_weight(layer, how, np.dtype(np.float32))
+    weight, bias = _prepare_weight(layer, how, np.dtype(np.float32), float(input_scale))
     w, w_scales, w_zeros = state.add_weight(insert, layer, weight)
     operands = [
         insert.add("DequantizeLinear", [x, x_scale, x_zero]),
@@ -214,7 +217,8 @@ def make_int8_graph_for_tensorrt(
         dtype = find_weight_dtype(layer)
         x = layer.input
         if how.input is not None:
-            scale = np.asarray(find_int8_scale(how.input), dtype=dtype)
+            smallest = np.finfo(dtype).smallest_subnormal
+            scale = np.asarray(max(find_int8_scale(how.input), smallest), dtype=dtype)
             x = insert.add("DequantizeLinear", state.quantize(insert, x, scale, np.int8(0)))
         weight, bias = _prepare_weight(layer, how, dtype)
         operands = [
@@ -256,24 +260,36 @@ def find_uint8_scale(limits: Range) -> tuple[np.float32, np.uint8]:
     (tests/calibration/test_quantized_graphs.py).
     """
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
-    scale = np.float32((high - low) / 255)
-    return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
+    exact = (high - low) / 255
+    if exact < np.finfo(np.float32).tiny:  # a value that is always 0
+        return np.float32(1), np.uint8(0)
+    return np.float32(exact), np.uint8(np.clip(np.rint(-low / exact), 0, 255))
 
 
 def find_int8_scale(limits: Range) -> np.float32:
     """Return the scale of a range as int8 whose zero point is 0."""
-    return np.float32(max(-limits[0], limits[1]) / 127)
+    exact = max(-limits[0], limits[1]) / 127
+    return np.float32(1 if exact < np.finfo(np.float32).tiny else exact)
 
 
 def _prepare_weight(
-    layer: Layer, how: LayerQuantization, dtype: np.dtype[np.floating]
+    layer: Layer,
+    how: LayerQuantization,
+    dtype: np.dtype[np.floating],
+    input_scale: float | None = None,
 ) -> tuple[QuantizedWeight, F32 | None]:
-    """The weight in int8, and the bias in float32 that belongs to it."""
+    """The weight in int8, and the bias in float32 that belongs to it.
+
+    With `input_scale`, the bias is to be in units of that times the scales of the weight.
+    """
     weight, bias, means = layer.read_weight(), layer.read_bias(), how.input_means
     if how.smoothing is not None:
         weight = weight * how.smoothing[:, None]
         means = None if means is None else means / how.smoothing
-    quantized = quantize_weight(weight, layer.output_axis, dtype)
+    least: float | F32 = 0.0
+    if input_scale is not None and bias is not None:
+        least = (np.abs(bias) / (input_scale * _MOST_BIAS_UNITS)).astype(np.float32)
+    quantized = quantize_weight(weight, layer.output_axis, dtype, least)
     if means is not None and bias is not None:
         bias = bias + find_bias_shift(layer, weight, quantized, means)
     return quantized, bias
@@ -304,10 +320,24 @@ def _make_model(
     state = _Quantizer(model)
     for name, layer in layers.items():
         if name in wanted:
+            _release_output(model.graph, layer)
             quantize(state, layer, wanted[name])
     for clean in (RemoveUnusedNodesPass(), TopologicalSortPass(), RemoveUnusedOpsetsPass()):
         clean(model)
     return model
+
+
+def _release_output(graph: onnx_ir.Graph, layer: Layer) -> None:
+    """Let an Identity make the output of the graph that a layer makes, so that it can go."""
+    for old in {layer.node.outputs[0], layer.output}:
+        if not old.is_graph_output():
+            continue
+        node = onnx_ir.node("Identity", [old])
+        graph.append(node)
+        (new,) = node.outputs
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        old.name = f"{layer.name}.output"
+        graph.outputs[graph.outputs.index(old)] = new
 
 
 def _read_attributes(node: onnx_ir.Node) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Language Models", equation 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir
@@ -49,7 +49,7 @@ def find_smoothing(
         groups.setdefault(layer.input, []).append(layer)
     found: dict[str, F32] = {}
     for value, group in groups.items():
-        if _find_norm(value) is None or set(value.consumers()) != {g.node for g in group}:
+        if _find_norm(value, group) is None:
             continue
         activations = np.maximum(find_channel_maximum(group[0].name), _SMALLEST)
         largest = [np.abs(layer.read_weight()).max(axis=1) for layer in group]
@@ -69,8 +69,8 @@ def smooth_norms(model: onnx_ir.Model, smoothed: Mapping[str, tuple[Layer, F32]]
     for layer, factors in smoothed.values():
         groups.setdefault(layer.input, []).append((layer, factors))
     for value, group in groups.items():
-        norm = _find_norm(value)
-        if norm is None or set(value.consumers()) != {layer.node for layer, _ in group}:
+        norm = _find_norm(value, [layer for layer, _ in group])
+        if norm is None:
             raise CalibrationError(
                 f"{group[0][0].name} cannot be smoothed: not all that takes its input is "
                 "quantized: calibrate without smoothing"
@@ -87,7 +87,17 @@ def smooth_norms(model: onnx_ir.Model, smoothed: Mapping[str, tuple[Layer, F32]]
             norm.replace_input_with(index, insert.register(tensor))
 
 
-def _find_norm(value: onnx_ir.Value) -> onnx_ir.Node | None:
-    """The norm that makes a value, if its scale can take the division."""
+def _find_norm(value: onnx_ir.Value, group: Sequence[Layer]) -> onnx_ir.Node | None:
+    """The norm that makes a value, if its scale can take the division and only `group` sees it."""
+    taken_by = {layer.node for layer in group}
+    cast = find_producer(value, "Cast")  # of a norm in a float16 graph, which is float32
+    if cast is not None:
+        if value.is_graph_output() or set(value.consumers()) != taken_by:
+            return None
+        (made,) = cast.inputs
+        assert made is not None
+        value, taken_by = made, {cast}
     norm = find_producer(value, "LayerNormalization")
-    return norm if norm is not None and is_weight(norm.inputs[1]) else None
+    if norm is None or value.is_graph_output() or set(value.consumers()) != taken_by:
+        return None
+    return norm if is_weight(norm.inputs[1]) else None

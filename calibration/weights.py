@@ -36,16 +36,21 @@ class QuantizedWeight:
         return self.values * _along(self.scales.astype(np.float32), self.values.ndim, self.axis)
 
 
-def quantize_weight(weight: F32, axis: int, dtype: np.dtype[np.floating]) -> QuantizedWeight:
+def quantize_weight(
+    weight: F32, axis: int, dtype: np.dtype[np.floating], least_scale: float | F32 = 0.0
+) -> QuantizedWeight:
     """Return a weight as int8, symmetric, with a scale for each output channel.
 
     Args:
         weight: float32.
         axis: Of the output's channels.
         dtype: Of the scales: what the layer computes in.
+        least_scale: No scale is smaller than this, for each channel or for all; for a bias that
+            must fit in units of it.
     """
     others = tuple(index for index in range(weight.ndim) if index != axis)
-    scales = np.maximum(np.abs(weight).max(axis=others) / _LARGEST, _SMALLEST_SCALE).astype(dtype)
+    least = np.maximum(least_scale, _SMALLEST_SCALE)
+    scales = np.maximum(np.abs(weight).max(axis=others) / _LARGEST, least).astype(dtype)
     divisors = _along(scales.astype(np.float32), weight.ndim, axis)
     values = np.clip(np.rint(weight / divisors), -_LARGEST, _LARGEST).astype(np.int8)
     return QuantizedWeight(values, scales, axis)

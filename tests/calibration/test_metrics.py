@@ -10,6 +10,7 @@ from mutoscope.calibration.metrics import (
     cosine_similarity,
     max_abs_error,
     psnr_db,
+    relative_error,
 )
 
 
@@ -52,6 +53,19 @@ def test_cosine_similarity_is_that_of_the_vectors() -> None:
     assert cosine_similarity(np.array([1.0, 0]), np.array([-2.0, 0])) == -1
     assert cosine_similarity(np.zeros(2), np.zeros(2)) == 1
     assert cosine_similarity(np.zeros(2), np.ones(2)) == 0
+
+
+def test_relative_error_is_the_length_of_the_difference_over_that_of_the_reference() -> None:
+    reference = np.array([[3, 0], [0, 4]], np.float32)
+    assert relative_error(reference, reference + np.float32(0.5)) == pytest.approx(1 / 5)
+    assert relative_error(np.array([200], np.uint8), np.array([250], np.uint8)) == 0.25
+    assert relative_error(reference, reference) == 0
+
+
+def test_relative_error_to_zeros_is_nothing_or_infinite() -> None:
+    assert relative_error(np.zeros(2), np.zeros(2)) == 0
+    assert relative_error(np.zeros(2), np.ones(2)) == math.inf
+    assert relative_error(np.ones(2), np.array([1, math.nan])) == math.inf
 
 
 def test_shapes_must_be_equal() -> None:
