@@ -6,7 +6,7 @@ CHECKPOINT := checkpoints/moving-shapes
 DEFAULT_BUNDLE := runtime/default_bundle
 PROMPT ?= a red circle moves left on a gray background
 
-.PHONY: help env demo test check format wheel check-wheel default-bundle benchmark docs clean
+.PHONY: help env demo test test-slow check format wheel check-wheel default-bundle benchmark docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -29,6 +29,9 @@ demo: env  ## Export the shipped checkpoint and write a video to demo/
 
 test: env  ## Run the test suite (what CI runs)
 	$(BIN)/python -m pytest
+
+test-slow: env  ## Run the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
 
 check: env  ## Lint, types, layers
 	$(BIN)/python scripts/dev_links.py

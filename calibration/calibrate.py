@@ -130,14 +130,15 @@ class CalibrationReport:
 
 
 def calibrate_bundle(
-    bundle: Bundle, options: CalibrationOptions, on_progress: OnProgress
+    bundle: Bundle, options: CalibrationOptions | None = None, on_progress: OnProgress | None = None
 ) -> CalibrationReport:
     """Add an int8 variant to a bundle, of the components where it is faster and good enough.
 
     Args:
         bundle: With float32 graphs. It is whole or unchanged at any time.
-        options: What to do.
-        on_progress: Called as the work goes on.
+        options: What to do; None takes the defaults.
+        on_progress: Called as the work goes on, with what is being done, how much of it is done,
+            and of how much.
 
     Raises:
         BundleError: A file of the bundle is damaged.
@@ -146,12 +147,13 @@ def calibrate_bundle(
         OutputError: The bundle or the cache cannot be written.
         ParameterError: An option is not allowed.
     """
+    options = options or CalibrationOptions()
     preset = options.resolve()
     components = _check_components(bundle, options)
     prompts = _load_prompts(bundle, options.prompts)
     samples = make_samples(bundle, prompts, options.images, preset.num_samples, options.seed)
     judged = make_samples(bundle, prompts, options.images, preset.num_judged, options.seed + 1)
-    run = _Calibration(bundle, options, preset, components, samples, on_progress)
+    run = _Calibration(bundle, options, preset, components, samples, on_progress or _say_nothing)
     ranges = run.find_tables()
     state, threads = find_state_folder(bundle, options.sampling), options.engine.num_threads
     with TrajectoryJudge(
@@ -185,6 +187,10 @@ def calibrate_bundle(
         },
         together,
     )
+
+
+def _say_nothing(_label: str, _done: int, _total: int) -> None:
+    """What is called where nobody wants to know."""
 
 
 def _check_components(bundle: Bundle, options: CalibrationOptions) -> tuple[str, ...]:

@@ -261,11 +261,11 @@ class CandidateSearch:
     ) -> list[GroupTiming]:
         """Groups in the order in which they are put back."""
         label = f"{self._component}: sensitivity of layers"
-        feeds = [recorded.inputs for recorded in self._judge.passes][:2]
-        if self._component != self._judge.denoiser:
-            feeds = [self._graphs.feeds]
+        feeds = self._graphs.feeds
+        if self._component == self._judge.denoiser:
+            feeds = self._judge.passes[len(self._judge.passes) // 2].inputs
         errors = measure_sensitivity(
-            self._graphs.processors, self.timings, quantize(self._possible), feeds,
+            self._graphs.processors, self.timings, quantize(self._possible), [feeds],
             lambda done, total: self._on_progress(label, done, total),
         )  # fmt: skip
         return order_for_float(self.timings, errors)

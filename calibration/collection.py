@@ -28,8 +28,8 @@ from mutoscope.calibration.samples import (
     generate_sample,
     open_float_pipeline,
 )
-from mutoscope.runtime.built_engines import _find_cache
 from mutoscope.runtime.bundle import Bundle, find_external_data
+from mutoscope.runtime.cache import find_cache
 from mutoscope.runtime.errors import OutputError
 from mutoscope.runtime.outputs import new_folder
 from mutoscope.runtime.pipeline import VideoPipeline
@@ -97,7 +97,7 @@ def find_state_folder(bundle: Bundle, options: SamplingOptions | None = None) ->
     It is another one if the float graphs change, or steps, scheduler or sizes do; see
     `make_state_key` for what it raises beside `OutputError`, if there is no folder for a cache.
     """
-    root = _find_cache().parent / "calibration"
+    root = find_cache() / "calibration"
     if not root.is_absolute():
         raise OutputError(f"there is no folder for a cache, {root}: set XDG_CACHE_HOME")
     return root / make_state_key(bundle, options)

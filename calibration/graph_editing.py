@@ -34,11 +34,24 @@ def find_user(value: onnx_ir.Value, op_type: str) -> onnx_ir.Node | None:
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
 
+def read_array(tensor: onnx_ir.TensorProtocol) -> NDArray[Any]:
+    """Return the array of a tensor; one in a file is mapped, not copied.
+
+    onnx_ir refuses files with several hard links, which installers make of what they keep.
+    """
+    if not isinstance(tensor, onnx_ir.ExternalTensor):
+        return np.asarray(tensor.numpy())
+    shape, offset = tuple(tensor.shape.numpy()), tensor.offset or 0
+    if 0 in shape:
+        return np.empty(shape, dtype=tensor.dtype.numpy())
+    return np.memmap(tensor.path, tensor.dtype.numpy(), mode="r", offset=offset, shape=shape)
+
+
 def read_constant(value: onnx_ir.Value | None) -> NDArray[Any] | None:
     """Return the array of an initialiser; None for what is computed."""
     if value is None or value.const_value is None:
         return None
-    return np.asarray(value.const_value.numpy())
+    return read_array(value.const_value)
 
 
 def read_scalar(value: onnx_ir.Value | None) -> float | None:

@@ -14,7 +14,13 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from mutoscope.calibration.graph_editing import count_axes, find_producer, find_user, is_weight
+from mutoscope.calibration.graph_editing import (
+    count_axes,
+    find_producer,
+    find_user,
+    is_weight,
+    read_array,
+)
 
 LayerKind = Literal["convolution", "linear"]
 _KINDS: dict[str, LayerKind] = {"Conv": "convolution", "MatMul": "linear", "Gemm": "linear"}
@@ -74,12 +80,6 @@ class Layer:
         if self.add is not None:
             return read_weight(_find_bias(self.add, self.node.outputs[0]))
         return read_weight(self.node.inputs[2]) if len(self.node.inputs) > 2 else None
-
-    def replace_bias(self, bias: onnx_ir.Value) -> None:
-        """Let the Add that gives a MatMul its bias take another."""
-        assert self.add is not None
-        old = _find_bias(self.add, self.node.outputs[0])
-        self.add.replace_input_with(list(self.add.inputs).index(old), bias)
 
 
 def find_layers(model: onnx_ir.Model) -> list[Layer]:
@@ -151,4 +151,4 @@ def read_weight(value: onnx_ir.Value | None) -> NDArray[np.float32]:
     """Return what `is_weight` says is a weight, in float32."""
     tensor = _find_source(value).const_value
     assert tensor is not None
-    return np.asarray(tensor.numpy()).astype(np.float32, copy=False)
+    return np.asarray(read_array(tensor)).astype(np.float32, copy=False)

@@ -1,6 +1,6 @@
 """What the layers of a component saw, collected run by run in memory that does not grow.
 
-Ranges and means are exact, over every value of every run. A histogram holds samples; where a value
+Ranges are exact, over every value of every run. A histogram holds samples; where a value
 lies outside of it, its range doubles and its bins are merged in pairs, so that no second pass over
 the data is needed.
 """
@@ -80,7 +80,6 @@ class ComponentStatistics:
         num_channels = sum(point.num_channels for point in self.points)
         self._minimum: F64 = np.full(num_channels, np.inf)
         self._maximum: F64 = np.full(num_channels, -np.inf)
-        self._mean: F64 = np.zeros(num_channels)
         self._radius: F64 = np.zeros(len(self.points))
         self._counts: I64 = np.zeros((len(self.points), NUM_BINS), dtype=np.int64)
         # By step: the minima and the maxima of the points, float64 [2, P].
@@ -109,10 +108,6 @@ class ComponentStatistics:
         part = self._find_channels(layer)
         largest = np.maximum(np.abs(self._minimum[part]), np.abs(self._maximum[part]))
         return largest.astype(np.float32)
-
-    def input_channel_mean(self, layer: str) -> F32:
-        """Return the mean of each channel of a layer's input, float32 [C]."""
-        return self._mean[self._find_channels(layer)].astype(np.float32)
 
     def find_scaled_range(self, layer: str, factors: F32) -> tuple[float, float]:
         """Return the range of a layer's input once its channels are multiplied by factors > 0.
@@ -144,8 +139,6 @@ class ComponentStatistics:
         self._fill_histograms(ranges, outputs[SAMPLES].reshape(-1, NUM_SAMPLES))
         self.num_runs += 1
         self.values_seen += sizes
-        weight = np.repeat(sizes / self.values_seen, self._lengths)
-        self._mean += (mean - self._mean) * weight
         np.minimum(self._minimum, minimum, out=self._minimum)
         np.maximum(self._maximum, maximum, out=self._maximum)
         low, high = self._steps.setdefault(float(step), ranges.copy())
@@ -164,7 +157,6 @@ class ComponentStatistics:
                 values_seen=self.values_seen,
                 minimum=self._minimum,
                 maximum=self._maximum,
-                mean=self._mean,
                 radius=self._radius,
                 counts=self._counts,
                 steps=np.array(steps, dtype=np.float64),
@@ -183,7 +175,6 @@ class ComponentStatistics:
             found.values_seen[:] = arrays["values_seen"]
             found._minimum[:] = arrays["minimum"]
             found._maximum[:] = arrays["maximum"]
-            found._mean[:] = arrays["mean"]
             found._radius[:] = arrays["radius"]
             found._counts[:] = arrays["counts"]
             found._steps = dict(zip(arrays["steps"].tolist(), arrays["step_ranges"], strict=True))

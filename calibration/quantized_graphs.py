@@ -25,13 +25,13 @@ from mutoscope.calibration.graph_editing import (
     CONTRIB_DOMAIN,
     Inserter,
     find_producer,
+    read_array,
     read_constant,
 )
 from mutoscope.calibration.layers import Layer, find_layers, find_weight_dtype
 from mutoscope.calibration.smoothing import smooth_norms
 from mutoscope.calibration.weights import (
     QuantizedWeight,
-    find_bias_shift,
     quantize_bias,
     quantize_weight,
 )
@@ -56,14 +56,11 @@ class LayerQuantization:
         output: The range of a convolution's output.
         smoothing: What each channel of the input is divided by, and its weights are multiplied
             by, float32 [in]; None for nothing.
-        input_means: Of each channel of the input, for the correction of the bias, float32 [in];
-            None leaves the bias as it is.
     """
 
     input: Range | None
     output: Range | None = None
     smoothing: F32 | None = None
-    input_means: F32 | None = None
 
 
 @dataclass
@@ -233,9 +230,6 @@ def make_int8_graph_for_tensorrt(
             assert bias is not None
             shift = state.register(insert, f"{layer.name}.bias", bias.astype(dtype))
             operands.append(shift)
-        if layer.add is not None and how.input_means is not None:
-            assert bias is not None
-            layer.replace_bias(state.register(insert, f"{layer.name}.bias", bias.astype(dtype)))
         insert.replace(insert.add(layer.node.op_type, operands, **attributes))
 
     return _make_model(source, layers, quantize)
@@ -243,6 +237,10 @@ def make_int8_graph_for_tensorrt(
 
 def save_graph(model: onnx_ir.Model, target: Path) -> int:
     """Write a graph, and all its weights in `target`.data; return the bytes of both."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, onnx_ir.ExternalTensor):
+            name, array = value.const_value.name, read_array(value.const_value)
+            value.const_value = onnx_ir.tensor(array, name=name)
     data = target.with_name(f"{target.name}.data")
     onnx_ir.save(
         model,
@@ -282,17 +280,13 @@ def _prepare_weight(
 
     With `input_scale`, the bias is to be in units of that times the scales of the weight.
     """
-    weight, bias, means = layer.read_weight(), layer.read_bias(), how.input_means
+    weight, bias = layer.read_weight(), layer.read_bias()
     if how.smoothing is not None:
         weight = weight * how.smoothing[:, None]
-        means = None if means is None else means / how.smoothing
     least: float | F32 = 0.0
     if input_scale is not None and bias is not None:
         least = (np.abs(bias) / (input_scale * _MOST_BIAS_UNITS)).astype(np.float32)
-    quantized = quantize_weight(weight, layer.output_axis, dtype, least)
-    if means is not None and bias is not None:
-        bias = bias + find_bias_shift(layer, weight, quantized, means)
-    return quantized, bias
+    return quantize_weight(weight, layer.output_axis, dtype, least), bias
 
 
 def _make_model(

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mutoscope.calibration.layers import Layer
-
 F32 = NDArray[np.float32]
 
 # Symmetric, so that -128 has no counterpart and is not used.
@@ -61,27 +59,6 @@ def quantize_bias(bias: F32, input_scale: float, weight: QuantizedWeight) -> NDA
     units = np.float64(input_scale) * weight.scales.astype(np.float64)
     limits = np.iinfo(np.int32)
     return np.clip(np.rint(bias / units), limits.min, limits.max).astype(np.int32)
-
-
-def find_bias_shift(layer: Layer, weight: F32, found: QuantizedWeight, means: F32) -> F32:
-    """Return what to add to a bias so that the mean output stays, float32 [out].
-
-    Args:
-        layer: Whose weight it is.
-        weight: Before it was quantized, float32.
-        found: After.
-        means: Of each channel of the layer's input, float32 [in].
-
-    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-    Correction", section 4.2, with measured means.
-    """
-    error = weight - found.dequantize()
-    if layer.kind == "linear":
-        return means @ error
-    # A group of a convolution has its own part of the input's channels.
-    groups = len(means) // error.shape[1]
-    per_input = error.reshape(groups, -1, error.shape[1], error[0, 0].size).sum(axis=-1)
-    return np.einsum("goi,gi->go", per_input, means.reshape(groups, -1)).reshape(-1)
 
 
 def _along(scales: F32, rank: int, axis: int) -> F32:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mutoscope.export.loras.files import LoraFile
     from mutoscope.export.opening import CheckpointOptions
     from mutoscope.export.schedule import trace_schedule
+    from mutoscope.export.variant_export import add_float16
     from mutoscope.export.verification import compare_with_checkpoint
 
 _MODULES = {
@@ -30,6 +31,7 @@ _MODULES = {
     "ExportProgress": "mutoscope.export.bundle_export",
     "ExportReport": "mutoscope.export.bundle_export",
     "LoraFile": "mutoscope.export.loras.files",
+    "add_float16": "mutoscope.export.variant_export",
     "compare_with_checkpoint": "mutoscope.export.verification",
     "export_checkpoint": "mutoscope.export.bundle_export",
     "trace_schedule": "mutoscope.export.schedule",
@@ -44,6 +46,7 @@ __all__ = [
     "ExportProgress",
     "ExportReport",
     "LoraFile",
+    "add_float16",
     "compare_with_checkpoint",
     "export_checkpoint",
     "trace_schedule",

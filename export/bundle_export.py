@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from mutoscope.export.calibration_prompts import export_calibration_prompts
 from mutoscope.export.checkpoint import Checkpoint
 from mutoscope.export.component_export import GraphPlan, export_component
 from mutoscope.export.cpu_graphs.rewriting import check_rewrites
@@ -200,6 +201,7 @@ def _export(
     tokenizers: dict[str, TokenizerRecord] = {}
     if family.tokenizers:
         tokenizers = steps.run("tokenizer", lambda: _export_tokenizers(family, bundle))
+    export_calibration_prompts(plan.checkpoint.folder, tokenizers, bundle)
     schedules = steps.run(
         "schedules", lambda: write_schedule_tables(plan.schedulers, plan.step_counts, bundle)
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mutoscope.export.errors import ExportParityError
 from mutoscope.export.families.contract import FamilyExport
 from mutoscope.export.opening import CheckpointOptions, open_model
-from mutoscope.export.parity import check_parity, make_references, measure_parity
+from mutoscope.export.parity import PARITY_LIMITS, check_parity, make_references, measure_parity
 from mutoscope.runtime.manifest import MANIFEST_NAME, Manifest, ParityRecord
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def compare_with_checkpoint(
     """Return how close each component of a bundle comes to the checkpoint, as at its export.
 
     Args:
-        bundle: The bundle's folder; its default variants are compared, within the limits of their
-            type.
+        bundle: The bundle's folder; its variants are compared, within the limits of their type.
+            Int8 has none: it was judged by clips when it was made.
         checkpoint: Folder or hub id of the checkpoint.
         **options: What the export was given with the checkpoint; see `CheckpointOptions`.
 
@@ -55,11 +55,10 @@ def _compare(
                 f"{name} takes or returns other shapes than the checkpoint's: the bundle is of "
                 "another checkpoint"
             )
-        variant, references = record.default_variant, make_references(component)
-        graphs = [record.variants[variant], record.cpu_graphs.get(variant)]
-        results[name] = []
-        for graph in filter(None, graphs):
-            figures = measure_parity(component, folder / graph, references)
-            check_parity(component, figures, variant)
-            results[name] += figures
+        references, results[name] = make_references(component), []
+        for variant in (name for name in record.variants if name in PARITY_LIMITS):
+            for graph in dict.fromkeys((record.variants[variant], record.find_cpu_graph(variant))):
+                figures = measure_parity(component, folder / graph, references)
+                check_parity(component, figures, variant)
+                results[name] += figures
     return results

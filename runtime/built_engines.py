@@ -26,6 +26,7 @@ from mutoscope.engines.engine import Array
 from mutoscope.engines.onnxruntime_build import GRAPH_NAME, build_graph, make_build_key
 from mutoscope.engines.options import DEFAULT_ENGINE, DEFAULT_EXECUTION_PROVIDER, EngineOptions
 from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH, Bundle, find_external_data
+from mutoscope.runtime.cache import find_cache
 from mutoscope.runtime.errors import BundleError, OutputError
 from mutoscope.runtime.json_records import read_record, write_record
 from mutoscope.runtime.outputs import new_folder
@@ -148,7 +149,7 @@ def find_built(bundle: Bundle, name: str, variant: str | None = None) -> Iterato
     graphs = {component.find_cpu_graph(known): known for known in component.variants}
     digests = {_find_digest(bundle, name, graph): graph for graph in graphs}
     prefix = f"{quote(name, safe='')}-"
-    for root in (bundle.path / ENGINES_FOLDER, _find_cache()):
+    for root in (bundle.path / ENGINES_FOLDER, find_cache() / ENGINES_FOLDER):
         for folder in sorted(root.glob(f"*/{prefix}*")):
             in_bundle, found = root.parent == bundle.path, folder.name.removeprefix(prefix)
             # The cache has the engines of other bundles too.
@@ -253,20 +254,15 @@ def _find_parts(bundle: Bundle, name: str, graph: str) -> list[str]:
     return [graph, *find_external_data(bundle.manifest, bundle.find_component(name), graph)]
 
 
-def _find_cache() -> Path:
-    # Path.home() would raise where there is no home.
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "mutoscope" / ENGINES_FOLDER
-
-
 def _choose_root(bundle: Bundle) -> Path:
     # Files beside those of an installed package would stay behind when it is removed.
     is_shipped = bundle.path.resolve() == DEFAULT_BUNDLE_PATH
     if not is_shipped and os.access(bundle.path, os.W_OK | os.X_OK):
         return bundle.path / ENGINES_FOLDER
-    if not _find_cache().is_absolute():
-        raise OutputError(f"there is no folder for a cache, {_find_cache()}: set XDG_CACHE_HOME")
-    return _find_cache()
+    cache = find_cache() / ENGINES_FOLDER
+    if not cache.is_absolute():
+        raise OutputError(f"there is no folder for a cache, {cache}: set XDG_CACHE_HOME")
+    return cache
 
 
 def _check_space(bundle: Bundle, name: str, graph: str, root: Path) -> None:

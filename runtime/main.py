@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "calibrate": (
         "mutoscope.calibration.commands.calibrate:calibrate",
-        "Add an int8 variant to a bundle, measured (needs mutoscope[calibrate]).",
+        "Add an int8 variant to a bundle, of what is faster in it and as good.",
     ),
     "export": (
         "mutoscope.export.commands.export:export",

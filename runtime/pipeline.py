@@ -276,6 +276,7 @@ class VideoPipeline:
             negative_prompt=prompts[1].text if len(prompts) == 2 else None,
             settings=settings,
             timings=timings,
+            variants=self.variants,
         )
 
     def _make_prompts(

@@ -28,6 +28,7 @@ class Video:
         timings: Where the time went.
         latents: What the frames were decoded from, float32 [1, C, F, h, w]; None for a clip of your
             own.
+        variants: What the graphs computed in, by component; None for a clip of your own.
     """
 
     frames: NDArray[np.uint8] = field(repr=False)
@@ -37,6 +38,7 @@ class Video:
     settings: Settings | None = None
     timings: Timings = field(default_factory=Timings, repr=False)
     latents: NDArray[np.float32] | None = field(default=None, repr=False)
+    variants: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Check the frames; raises `ParameterError`."""
@@ -61,6 +63,7 @@ class Video:
             values |= {name: getattr(self.settings, name) for name in names}
             values["min_guidance_scale"] = self.settings.min_guidance_scale
             values["conditions"] = self.settings.conditions or None
+        values["variants"] = self.variants
         return {name: value for name, value in values.items() if value is not None}
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:

@@ -108,6 +108,25 @@ def tiny_bundle(tiny_export: tuple[Path, CommandResult]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def float16_export(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, CommandResult]:
+    """The bundle of `tiny_checkpoint` with float16 graphs, and what its command wrote."""
+    output = tmp_path_factory.mktemp("bundles") / "tiny-float16"
+    result = run_in_process(
+        "export", tiny_checkpoint, "-o", output, "--dtype=float16", "--num-inference-steps=4,25"
+    )
+    assert result.exit_code == 0, result.stderr
+    return output, result
+
+
+@pytest.fixture(scope="session")
+def float16_bundle(float16_export: tuple[Path, CommandResult]) -> Path:
+    """A bundle of `tiny_checkpoint` with float16 graphs and DDIM tables for 4 and 25 steps."""
+    return float16_export[0]
+
+
+@pytest.fixture(scope="session")
 def other_bundle(other_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of `other_checkpoint` with tables of four schedulers for a few step counts."""
     from mutoscope.export import export_checkpoint

@@ -73,9 +73,9 @@ def save_checkpoint(state_dir: Path, output: Path) -> int:
     size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     if size > SIZE_LIMIT_BYTES:
         raise ValueError(f"checkpoint has {size} bytes; the limit is {SIZE_LIMIT_BYTES}: narrow it")
-    readme = output / "README.md"
-    if readme.exists():
-        shutil.copy(readme, partial / "README.md")
+    for name in ("README.md", "mutoscope_prompts.txt"):  # written by people
+        if (output / name).exists():
+            shutil.copy(output / name, partial / name)
     old = output.with_name(f".{output.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():

@@ -8,9 +8,15 @@ import onnx
 import onnx.parser
 import pytest
 
+from mutoscope.export import export_checkpoint
 from mutoscope.export.graph import OPSET_VERSION
 from mutoscope.runtime.manifest import Manifest
-from tests.tensorrt_build import InputRange, TensorrtError, build_component, build_engine
+from tests.tensorrt_build import (
+    InputRange,
+    TensorrtError,
+    build_component,
+    build_engine,
+)
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13 (Linux, x86-64)")
 
@@ -23,6 +29,8 @@ BUNDLES = {
     "svd_bundle": ("image_encoder", "vae_encoder", "unet", "vae_decoder"),
     "float16_bundle": ("text_encoder", "unet", "vae_decoder"),
 }
+# Families that float16_bundle is not of.
+FLOAT16_FAMILIES = ("sdxl", "modelscope", "i2vgen", "svd")
 CASES = [(bundle, component) for bundle, components in BUNDLES.items() for component in components]
 
 
@@ -32,6 +40,21 @@ def test_an_engine_is_built_for_all_sizes(
 ) -> None:
     bundle: Path = request.getfixturevalue(fixture)
     assert build_component(bundle, component).size_bytes > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FLOAT16_FAMILIES)
+def test_engines_are_built_of_all_components_in_float16(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    checkpoint: Path = request.getfixturevalue(f"{family}_checkpoint")
+    bundle = export_checkpoint(
+        checkpoint, tmp_path / "bundle", dtype="float16", num_inference_steps=(1,)
+    ).bundle
+    graph = onnx.load(bundle / "unet" / "model.onnx").graph
+    assert onnx.TensorProto.FLOAT16 in {tensor.data_type for tensor in graph.initializer}
+    for component in Manifest.load(bundle / "manifest.json").components:
+        assert build_component(bundle, component).size_bytes > 0
 
 
 @pytest.mark.parametrize("fixture", BUNDLES)

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import onnx
+import onnx_ir
 import pytest
+import torch
+from diffusers.models.embeddings import Timesteps
+from onnx import TensorProto
 
 from mutoscope.calibration.metrics import psnr_db
-from mutoscope.export import ExportError, ExportParityError, export_checkpoint
+from mutoscope.export import (
+    ExportError,
+    ExportParityError,
+    component_export,
+    export_checkpoint,
+    opening,
+    variant_export,
+)
+from mutoscope.export.bundle_export import parse_dtypes
+from mutoscope.export.checkpoint import open_checkpoint
+from mutoscope.export.component_export import GraphPlan, WrittenGraph, export_component
+from mutoscope.export.families import open_family
+from mutoscope.export.families.contract import ComponentExport
+from mutoscope.export.float16 import convert_to_float16
 from mutoscope.export.variant_export import add_float16
 from mutoscope.runtime import VideoPipeline
 from mutoscope.runtime.bundle import Bundle, find_external_data
-from mutoscope.runtime.bundle_writer import make_file_records, save_manifest
-from mutoscope.runtime.errors import MutoscopeError, OutputError, ParameterError
+from mutoscope.runtime.bundle_writer import make_file_records
+from mutoscope.runtime.errors import OutputError, ParameterError
 from mutoscope.runtime.manifest import Manifest
-from tests.conftest import CommandResult, RunCommand
+from tests.conftest import CommandResult, RunCommand, run_in_process
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 # What is promised of a clip of float16 graphs beside that of float32 ones, on a CPU.
@@ -28,17 +45,29 @@ MINIMUM_CLIP_PSNR_DB = 45.0
 
 @pytest.fixture(scope="module")
 def added(
-    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_checkpoint: Path,
+    tiny_bundle: Path,
+    float16_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, CommandResult]:
-    """A copy of `tiny_bundle` with float16 graphs, and what the command that added them wrote."""
-    from tests.conftest import run_in_process
+    """A copy of `tiny_bundle` with float16 graphs, and what the command that added them wrote.
+
+    What the tracer makes of the checkpoint is taken from `float16_bundle`, which saves half a
+    minute.
+    """
+
+    def trace(component: ComponentExport, dtype: str) -> onnx_ir.Model:
+        assert dtype == "float16"
+        return onnx_ir.load(float16_bundle / component.name / "model.onnx")
 
     bundle = tmp_path_factory.mktemp("added") / "tiny"
     shutil.copytree(tiny_bundle, bundle)
     (bundle / "engines").mkdir()
     (bundle / "engines" / "built").write_text("built")
     arguments = ("export", tiny_checkpoint, "-o", bundle, "--dtype", "float16", "--add", "--json")
-    return bundle, run_in_process(*arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(component_export, "make_graph", trace)
+        return bundle, run_in_process(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +89,7 @@ def test_the_added_variant_stands_beside_the_default_one(
             "float16": f"{name}/model_fp16.onnx",
         }
         assert new.default_variant == "float32"
-        assert (new.cpu_graphs, new.decoder, new.parity) == (old.cpu_graphs, old.decoder, old.parity)
+        assert replace(new, variants=old.variants) == old
         data = f"{name}/model_fp16.onnx.data"
         assert find_external_data(after.manifest, new, f"{name}/model_fp16.onnx") == [data]
         for other in ("model.onnx", *(["model_cpu.onnx"] if old.cpu_graphs else [])):
@@ -116,32 +145,185 @@ def test_verify_accepts_a_bundle_of_both(added_bundle: Path, run_command: RunCom
     assert "not in manifest.json" not in result.stderr
 
 
-def copy_bundle(source: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(source, folder / "bundle"))
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_bundle` that the test may change."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copies" / "tiny"))
 
 
-def find_digests(bundle: Path) -> dict[str, str]:
-    return {
-        path.relative_to(bundle).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(bundle.rglob("*"))
-        if path.is_file()
-    }
+@pytest.fixture
+def quick_graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let each float16 graph be a few bytes; returns the paths of those that were written."""
+    written: list[str] = []
+
+    def write(
+        component: ComponentExport, bundle: Path, path: PurePosixPath, *rest: object
+    ) -> WrittenGraph:
+        written.append(str(path))
+        for end in ("", ".data"):
+            (bundle / f"{path}{end}").write_text(f"{path} {len(written)}")
+        return WrittenGraph(str(path), 1, ())
+
+    monkeypatch.setattr(variant_export, "write_graph", write)
+    return written
+
+
+def find_contents(bundle: Path) -> dict[str, bytes]:
+    """The content of every file in the folder of a bundle and beside it."""
+    return {str(path): path.read_bytes() for path in bundle.parent.rglob("*") if path.is_file()}
 
 
 def test_float16_graphs_are_replaced_with_force_only(
-    added_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path, tiny_checkpoint: Path, quick_graphs: list[str]
 ) -> None:
-    bundle = copy_bundle(added_bundle, tmp_path)
-    before = find_digests(bundle)
-    with pytest.raises(OutputError, match="has float16 graphs: .* --force"):
-        add_float16(tiny_checkpoint, bundle)
-    graph = bundle / "text_encoder" / "model_fp16.onnx"
-    manifest = Manifest.load(bundle / "manifest.json")
-    graph.write_bytes(b"an older graph")
-    files = {**manifest.files, "text_encoder/model_fp16.onnx": make_file_records(bundle)[
-        "text_encoder/model_fp16.onnx"]}
-    import dataclasses
+    add_float16(tiny_checkpoint, copy)
+    before = find_contents(copy)
+    with pytest.raises(OutputError, match=r"tiny has float16 graphs: .* with --force"):
+        add_float16(tiny_checkpoint, copy)
+    assert find_contents(copy) == before
+    add_float16(tiny_checkpoint, copy, force=True)
+    changed = {path for path, content in find_contents(copy).items() if before[path] != content}
+    graphs = {f"{path}{end}" for path in quick_graphs for end in ("", ".data")}
+    assert changed == {str(copy / name) for name in (*graphs, "manifest.json")}
+    bundle = Bundle.open(copy)
+    for name in COMPONENTS:
+        bundle.load_graph(name, "float16")
+    assert bundle.manifest.provenance["dtype"] == "float32, float16"
 
-    save_manifest(dataclasses.replace(manifest, files=files), bundle)
-    add_float16(tiny_checkpoint, bundle, force=True)
-    assert find_digests(bundle) == before
+
+def test_a_bundle_stays_as_it_was_when_a_component_fails(
+    copy: Path, tiny_checkpoint: Path, quick_graphs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(component: ComponentExport, *rest: object) -> None:
+        if component.name == "vae_decoder":
+            raise ExportError("vae_decoder cannot compute in float16")
+
+    monkeypatch.setattr(component_export, "check_float16_weights_range", fail)
+    before = find_contents(copy)
+    with pytest.raises(ExportError, match="vae_decoder cannot"):
+        add_float16(tiny_checkpoint, copy)
+    assert len(quick_graphs) == 2
+    assert find_contents(copy) == before
+
+
+def test_a_checkpoint_with_other_weights_is_refused(
+    copy: Path, tiny_checkpoint: Path, quick_graphs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = open_family(open_checkpoint(tiny_checkpoint))
+    component = family.component_makers["unet"]()
+    component.module.get_parameter("unet.conv_in.weight").data.mul_(1.01)
+    makers = {**family.component_makers, "unet": lambda: component}
+    monkeypatch.setattr(opening, "open_family", lambda _: replace(family, component_makers=makers))
+    before = find_contents(copy)
+    with pytest.raises(
+        ExportParityError, match=r"unet does not compute .*: the bundle is of another checkpoint"
+    ):
+        add_float16(tiny_checkpoint, copy)
+    assert find_contents(copy) == before
+
+
+def test_a_checkpoint_of_another_kind_is_refused(
+    copy: Path, other_checkpoint: Path, modelscope_checkpoint: Path, quick_graphs: list[str]
+) -> None:
+    with pytest.raises(ExportParityError, match=r"text_encoder takes or returns other shapes"):
+        add_float16(other_checkpoint, copy)
+    message = r"the bundle is animatediff with .*; the checkpoint gives .*: the bundle is of anothe"
+    with pytest.raises(ExportParityError, match=message):
+        add_float16(modelscope_checkpoint, copy)
+    assert not quick_graphs
+
+
+def test_a_bundle_without_float32_graphs_is_refused(
+    float16_bundle: Path, tiny_checkpoint: Path
+) -> None:
+    with pytest.raises(ParameterError, match=r"text_encoder in .* has no float32 graph"):
+        add_float16(tiny_checkpoint, float16_bundle)
+
+
+def test_both_types_are_exported_at_once(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = open_family(open_checkpoint(tiny_checkpoint))
+    makers = {"vae_decoder": family.component_makers["vae_decoder"]}
+    only = replace(family, component_makers=makers)
+    monkeypatch.setattr(opening, "open_family", lambda _: only)
+    report = export_checkpoint(
+        tiny_checkpoint, tmp_path / "bundle", dtype=["float16", "float32"], num_inference_steps=[1]
+    )
+    record = report.manifest.components["vae_decoder"]
+    assert record.variants == {
+        "float16": "vae_decoder/model_fp16.onnx",
+        "float32": "vae_decoder/model.onnx",
+    }
+    assert record.default_variant == "float16"
+    assert record.cpu_graphs == {"float32": "vae_decoder/model_cpu.onnx"}
+    assert report.components["vae_decoder"].cpu_rewrites
+    assert report.manifest.provenance["dtype"] == "float16, float32"
+    # Its tiles are cut out of the float32 graph.
+    assert record.decoder is not None
+    assert record.decoder.tiles is not None
+    head = onnx.load(report.bundle / record.decoder.tiles.head, load_external_data=False)
+    kinds = {tensor.data_type for tensor in head.graph.initializer}
+    assert TensorProto.FLOAT in kinds
+    assert TensorProto.FLOAT16 not in kinds
+
+
+def test_a_component_that_must_stay_in_float32_has_that_alone(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    make = open_family(open_checkpoint(tiny_checkpoint)).component_makers["text_encoder"]
+    plan = GraphPlan(("float16", "float32"), "float32", ())
+    record, _, _ = export_component(lambda: replace(make(), float32_only=True), tmp_path, plan)
+    assert record.variants == {"float32": "text_encoder/model.onnx"}
+    assert record.default_variant == "float32"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dtypes"),
+    [
+        ("float32", ("float32",)),
+        ("float32,float16", ("float32", "float16")),
+        ("float16, float32", ("float16", "float32")),
+        (["float16", "float16"], ("float16",)),
+    ],
+)
+def test_types_are_read_from_a_text_or_a_sequence(dtype: Any, dtypes: tuple[str, ...]) -> None:
+    assert parse_dtypes(dtype) == dtypes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--add"], "--add needs --dtype float16"),
+        (["--add", "--dtype", "float32,float16"], "--add needs --dtype float16"),
+        (
+            ["--add", "--dtype", "float16", "--name", "x", "--scheduler", "ddim"],
+            "leave out --name, --scheduler",
+        ),
+    ],
+)
+def test_add_refuses_what_it_has_no_use_for(
+    arguments: list[str], message: str, tiny_checkpoint: Path, run_command: RunCommand
+) -> None:
+    result = run_command("export", tiny_checkpoint, "-o", "bundle", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_buffers_that_are_views_can_be_converted() -> None:
+    module = torch.nn.Module()
+    module.register_buffer("positions", torch.ones(2, 4)[:1])
+    module.register_buffer("ids", torch.arange(3))
+    convert_to_float16(module)
+    assert module.positions.dtype == torch.float16
+    assert module.positions._base is None
+    assert module.ids.dtype == torch.int64
+
+
+def test_sinusoids_are_made_in_float32_and_passed_on_in_float16() -> None:
+    module = Timesteps(8, flip_sin_to_cos=True, downscale_freq_shift=0)
+    time = torch.tensor([999.0])
+    expected = module(time)
+    convert_to_float16(module)
+    assert module(time).dtype == torch.float16
+    assert torch.equal(module(time), expected.half())
