@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -45,7 +46,9 @@ from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.errors import ParameterError
-from mutoscope.runtime.manifest import DECODERS, DENOISERS, VAE_DECODER
+from mutoscope.runtime.manifest import DECODERS, DENOISERS, MANIFEST_NAME, VAE_DECODER
+from mutoscope.runtime.outputs import check_writable
+from mutoscope.runtime.settings import SEED_MAX
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class CalibrationOptions:
             raise ParameterError(f"preset is {self.preset!r}: use {', '.join(PRESETS)}")
         if self.method is not None and self.method not in METHODS:
             raise ParameterError(f"method is {self.method!r}: use {', '.join(METHODS)}")
+        if self.min_psnr_db is not None and not math.isfinite(self.min_psnr_db):
+            raise ParameterError(f"min_psnr_db is {self.min_psnr_db}; it must be a number: use 30")
         preset = PRESETS[self.preset]
         return replace(
             preset,
@@ -150,15 +155,17 @@ def calibrate_bundle(
     options = options or CalibrationOptions()
     preset = options.resolve()
     components = _check_components(bundle, options)
+    _check_writable(bundle)
     prompts = _load_prompts(bundle, options.prompts)
     samples = make_samples(bundle, prompts, options.images, preset.num_samples, options.seed)
-    judged = make_samples(bundle, prompts, options.images, preset.num_judged, options.seed + 1)
+    other_seed = (options.seed + 1) % (SEED_MAX + 1)
+    judged = make_samples(bundle, prompts, options.images, preset.num_judged, other_seed)
     run = _Calibration(bundle, options, preset, components, samples, on_progress or _say_nothing)
-    ranges = run.find_tables()
     state, threads = find_state_folder(bundle, options.sampling), options.engine.num_threads
     with TrajectoryJudge(
         bundle, judged, options.sampling, num_threads=threads, folder=state / "reference"
     ) as judge:
+        ranges = run.find_tables()
         judge.make_reference(run.make_progress("clips in float32"))
         searches = run.make_searches(judge, ranges)
         choices = {
@@ -209,6 +216,13 @@ def _check_components(bundle: Bundle, options: CalibrationOptions) -> tuple[str,
                 "of --components"
             )
     return chosen
+
+
+def _check_writable(bundle: Bundle) -> None:
+    """Raise `OutputError` if the bundle cannot be replaced, before hours of work."""
+    path = bundle.path.resolve()
+    for changed in (path, path / MANIFEST_NAME):
+        check_writable(changed)
 
 
 def _judge_together(

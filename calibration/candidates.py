@@ -38,6 +38,7 @@ OnProgress = Callable[[str, int, int], None]
 Quantizations = Mapping[str, LayerQuantization]
 
 SLOWER = "not faster in int8 here"
+SLOWER_TOGETHER = "not faster in int8 together"
 RESTORED = "put back for quality"
 DYNAMIC = "dynamic"
 
@@ -64,12 +65,15 @@ class Candidate:
     Attributes:
         method: How ranges are found: one of METHODS, or "dynamic".
         smoothed: Whether outliers were moved into weights.
-        median_psnr_db: Of the frames of the judged clips, as is `minimum_psnr_db`.
+        mean_psnr_db: Of the frames of the judged clips, as are `median_psnr_db` and
+            `minimum_psnr_db`. By it the best candidate is chosen: some have a better median, and
+            clips that came out badly.
         latents_error: Relative (L2), of the clean latents, the median.
     """
 
     method: str
     smoothed: bool
+    mean_psnr_db: float
     median_psnr_db: float
     minimum_psnr_db: float
     latents_error: float
@@ -182,16 +186,19 @@ class CandidateSearch:
         names = [name for name in self._possible if name not in slower]
         reasons = {**self._fixed, **dict.fromkeys(sorted(slower), SLOWER)}
         if not names:
-            return self._keep(reasons, f"no layer is faster in int8 with {self._options.engine}")
+            reason = "none of its layers can be int8"
+            if slower:
+                reason = f"no layer is faster in int8 with {self._options.engine}"
+            return self._keep(reasons, reason)
         tried = [
             self._try(method, self.quantize(method, names))
             for method in (methods if self._table is not None else (DYNAMIC,))
         ]
-        best = max(tried, key=_rank)
+        best = max(tried, key=lambda candidate: candidate.mean_psnr_db)
         if tries_smoothing and self._table is not None:
             layers = self.quantize(best.method, names, smoothed=True)
             tried.append(self._try(best.method, layers, smoothed=True))
-            best = max(tried, key=_rank)
+            best = max(tried, key=lambda candidate: candidate.mean_psnr_db)
         return self._fit(tried, best, names, reasons, min_psnr_db)
 
     def _fit(
@@ -217,6 +224,7 @@ class CandidateSearch:
             seconds_float, seconds_int8 = race([plain, int8], self._graphs.feeds)
         if seconds_int8 >= seconds_float:
             reason = f"int8 takes {seconds_int8:.3g} s for a pass, float {seconds_float:.3g} s"
+            reasons = {**reasons, **dict.fromkeys(kept, SLOWER_TOGETHER)}
             return self._keep(reasons, reason, tuple(tried), best)
         possible = [name for name in self._possible if name not in set(restored)]
         first = self._try(best.method, quantize(possible), best.smoothed, for_tensorrt=True)
@@ -324,18 +332,15 @@ class CandidateSearch:
         best: Candidate | None = None,
     ) -> Choice:
         """The choice to leave the component as it is."""
-        nothing = best or Candidate("none", False, 0.0, 0.0, 0.0)
+        nothing = best or Candidate("none", False, 0.0, 0.0, 0.0, 0.0)
         return Choice(tried, nothing, None, (), (), reasons, 0.0, 0.0, kept_in_float=reason)
-
-
-def _rank(candidate: Candidate) -> tuple[float, float]:
-    return candidate.median_psnr_db, candidate.minimum_psnr_db
 
 
 def _make_candidate(method: str, smoothed: bool, result: TrajectoryResult) -> Candidate:
     return Candidate(
         method,
         smoothed,
+        round(result.mean_psnr_db, 2),
         round(result.median_psnr_db, 2),
         round(result.minimum_psnr_db, 2),
         float(f"{result.median_latents_error:.4g}"),

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from types import TracebackType
 from typing import Any
 
@@ -82,6 +82,11 @@ class TrajectoryResult:
     def median_psnr_db(self) -> float:
         """The median over the clips."""
         return median(clip.psnr_db for clip in self.clips)
+
+    @property
+    def mean_psnr_db(self) -> float:
+        """The mean over the clips, in which a clip that came out badly counts."""
+        return fmean(clip.psnr_db for clip in self.clips)
 
     @property
     def minimum_psnr_db(self) -> float:

@@ -12,7 +12,12 @@ from mutoscope.calibration.observers import ComponentStatistics
 from mutoscope.calibration.samples import FLOAT
 from mutoscope.calibration.table import CalibrationTable, name_table
 from mutoscope.runtime.bundle import Bundle, find_external_data
-from mutoscope.runtime.bundle_writer import edit_bundle, make_file_record, save_manifest
+from mutoscope.runtime.bundle_writer import (
+    edit_bundle,
+    explain_write_errors,
+    make_file_record,
+    save_manifest,
+)
 from mutoscope.runtime.manifest import ComponentRecord, FileRecord, Manifest
 
 INT8, FLOAT16 = "int8", "float16"
@@ -64,7 +69,11 @@ def add_variant(
         BundleError: The bundle cannot be read again.
         OutputError: It cannot be written, or was changed in the meantime.
     """
-    with tempfile.TemporaryDirectory(prefix="mutoscope-", dir=bundle.path.parent) as name:
+    output = bundle.path.resolve()
+    with (
+        explain_write_errors(output),
+        tempfile.TemporaryDirectory(prefix="mutoscope-", dir=output.parent) as name,
+    ):
         folder = Path(name)
         written = _write_files(folder, searches, choices, ranges)
         old = _find_old_files(bundle, searches)
