@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, help="one on each line; default: the bundle's")
     parser.add_argument("--num-samples", type=int, default=8)
     parser.add_argument("--num-clips", type=int, default=16, help="clips to judge by")
-    parser.add_argument("--num-inference-steps", default="25,4", help="with commas")
+    parser.add_argument("--num-inference-steps", default="25,4", help="2 or more, with commas")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     bundle = Bundle.open(options.bundle)

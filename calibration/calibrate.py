@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from mutoscope.calibration.candidates import (
     CandidateSearch,
@@ -41,13 +44,11 @@ from mutoscope.calibration.variant import (
     add_variant,
     name_statistics,
 )
-from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.component_inputs import make_inputs
-from mutoscope.runtime.errors import ParameterError
-from mutoscope.runtime.manifest import DECODERS, DENOISERS, MANIFEST_NAME, VAE_DECODER
-from mutoscope.runtime.outputs import check_writable
+from mutoscope.runtime.errors import OutputError, ParameterError
+from mutoscope.runtime.manifest import DECODERS, DENOISERS, VAE_DECODER
 from mutoscope.runtime.settings import SEED_MAX
 
 
@@ -66,7 +67,7 @@ class CalibrationOptions:
         seed: Of the samples.
         sampling: Steps, scheduler and sizes of all clips.
         engine: By which layers and components are timed.
-        force: Whether to collect again what a valid table has, and to replace an int8 variant.
+        force: Whether to replace an int8 variant, and a table that does not fit the graph.
     """
 
     components: tuple[str, ...] = ()
@@ -167,6 +168,7 @@ def calibrate_bundle(
     ) as judge:
         ranges = run.find_tables()
         judge.make_reference(run.make_progress("clips in float32"))
+        _check_reference(judge)
         searches = run.make_searches(judge, ranges)
         choices = {
             name: search.search(
@@ -176,8 +178,9 @@ def calibrate_bundle(
             )
             for name, search in searches.items()
         }
+        progress = run.make_progress("all together")
+        together = _judge_together(searches, choices, judge, progress)
         sizes = add_variant(bundle, searches, choices, ranges)
-        together = _judge_together(bundle, choices, judge, options.engine)
     discard(state)
     return CalibrationReport(
         bundle.path,
@@ -221,26 +224,43 @@ def _check_components(bundle: Bundle, options: CalibrationOptions) -> tuple[str,
 def _check_writable(bundle: Bundle) -> None:
     """Raise `OutputError` if the bundle cannot be replaced, before hours of work."""
     path = bundle.path.resolve()
-    for changed in (path, path / MANIFEST_NAME):
-        check_writable(changed)
+    for folder in (path.parent, path):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"{path} cannot be replaced: no permission in {folder}: calibrate a copy of the "
+                "bundle"
+            )
+
+
+def _check_reference(judge: TrajectoryJudge) -> None:
+    """Raise `CalibrationError` if nothing can be compared with a clip of the float model."""
+    for index, sample in enumerate(judge.samples):
+        is_finite = np.isfinite(judge.load_clip(index).step_latents)
+        if not is_finite.all():
+            step = 1 + int(np.argmin(is_finite.all(axis=tuple(range(1, is_finite.ndim)))))
+            raise CalibrationError(
+                f"the latents are NaN or infinite after step {step}: a model can only be "
+                "calibrated where it works in float32; try other prompts, or verify the bundle "
+                f"(sample {sample.describe()})"
+            )
 
 
 def _judge_together(
-    bundle: Bundle, choices: Mapping[str, Choice], judge: TrajectoryJudge, options: EngineOptions
+    searches: Mapping[str, CandidateSearch],
+    choices: Mapping[str, Choice],
+    judge: TrajectoryJudge,
+    on_progress: Callable[[SamplingProgress], None],
 ) -> tuple[float, float] | None:
-    """PSNR of the judged clips with all int8 graphs of a bundle at once: median and minimum."""
-    names = [name for name, choice in choices.items() if choice.kept_in_float is None]
-    if not names:
-        return None
-    bundle = Bundle.open(bundle.path)
+    """PSNR of the judged clips with all int8 graphs at once: median and minimum."""
     with ExitStack() as stack:
-        engines = {}
-        for name in names:
-            path = bundle.load_graph(name, INT8, for_cpu=True)
-            engine = open_engine(path, EngineOptions(num_threads=options.num_threads))
-            stack.callback(engine.close)
-            engines[name] = engine
-        result = judge.measure(engines)
+        engines = {
+            name: stack.enter_context(searches[name].open_chosen(choice))
+            for name, choice in choices.items()
+            if choice.kept_in_float is None
+        }
+        if not engines:
+            return None
+        result = judge.measure(engines, on_progress=on_progress)
     return round(result.median_psnr_db, 2), round(result.minimum_psnr_db, 2)
 
 
@@ -328,15 +348,19 @@ class _Calibration:
         """What the bundle has of a component, if that was collected as it would be now."""
         files = self.bundle.manifest.files
         paths = (name_table(name), name_statistics(name))
-        if self.options.force or not all(path in files for path in paths):
+        if not all(path in files for path in paths):
             return None
-        table = CalibrationTable.load(self.bundle.load_file(paths[0]))
-        table.check_fits(self.bundle)
+        try:
+            table = CalibrationTable.load(self.bundle.load_file(paths[0]))
+            table.check_fits(self.bundle)
+            statistics = ComponentStatistics.load(self.bundle.load_file(paths[1]))
+        except CalibrationError:
+            if self.options.force:
+                return None
+            raise
         if table.collection != self._collection:
             return None
-        return CalibratedRanges(
-            table, ComponentStatistics.load(self.bundle.load_file(paths[1])), reused=True
-        )
+        return CalibratedRanges(table, statistics, reused=True)
 
     def make_searches(
         self, judge: TrajectoryJudge, tables: Mapping[str, CalibratedRanges]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from mutoscope.calibration.trajectory import TrajectoryJudge, TrajectoryResult
 from mutoscope.engines.engine import Engine, Tensors
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
+from mutoscope.runtime.bundle_writer import explain_write_errors
 
 # What is being done, how much of it is done, of how much.
 OnProgress = Callable[[str, int, int], None]
@@ -274,7 +275,7 @@ class CandidateSearch:
             feeds = self._judge.passes[len(self._judge.passes) // 2].inputs
         errors = measure_sensitivity(
             self._graphs.processors, self.timings, quantize(self._possible), [feeds],
-            lambda done, total: self._on_progress(label, done, total),
+            lambda done, total: self._on_progress(label, done, total), self._options.num_threads,
         )  # fmt: skip
         return order_for_float(self.timings, errors)
 
@@ -299,6 +300,12 @@ class CandidateSearch:
             )
         return _make_candidate(method, smoothed, result)
 
+    def open_chosen(self, choice: Choice) -> AbstractContextManager[Engine]:
+        """Return an engine of the int8 graph for processors that was chosen, for a `with`."""
+        chosen, layers = choice.chosen, choice.processors_layers
+        how = self.quantize(chosen.method, layers, smoothed=chosen.smoothed)
+        return self._open(how, options=EngineOptions(num_threads=self._options.num_threads))
+
     @contextmanager
     def _open(
         self,
@@ -311,7 +318,8 @@ class CandidateSearch:
         with tempfile.TemporaryDirectory(prefix="mutoscope-") as folder:
             path = Path(folder) / self._component / "model.onnx"
             path.parent.mkdir()
-            self.write(path, layers, for_tensorrt=for_tensorrt)
+            with explain_write_errors(path):
+                self.write(path, layers, for_tensorrt=for_tensorrt)
             engine = open_engine(path, options or self._options)
             try:
                 yield engine

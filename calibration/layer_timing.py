@@ -29,6 +29,7 @@ from mutoscope.calibration.quantized_graphs import (
 from mutoscope.engines.engine import Engine, Tensors
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
+from mutoscope.runtime.bundle_writer import explain_write_errors
 
 # Runs of each that count, after one that does not; the median of few is steady, since both forms
 # run in turn.
@@ -87,7 +88,8 @@ def measure_groups(
     model = onnx_ir.load(source)
     layers = [layer for layer in find_layers(model) if layer.name in names]
     groups = group_layers(layers)
-    shapes = _find_shapes(source, [str(group[0].input.name) for group in groups], feeds)
+    names_of_inputs = [str(group[0].input.name) for group in groups]
+    shapes = _find_shapes(source, names_of_inputs, feeds, options.num_threads)
     known: dict[Any, tuple[float, float]] = {}
     timings = []
     for group in groups:
@@ -106,7 +108,9 @@ def _describe(layer: Layer) -> tuple[Any, ...]:
     return layer.node.op_type, layer.read_weight().shape, has_bias, tuple(attributes)
 
 
-def _find_shapes(source: Path, names: list[str], feeds: Tensors) -> dict[str, tuple[int, ...]]:
+def _find_shapes(
+    source: Path, names: list[str], feeds: Tensors, num_threads: int | None
+) -> dict[str, tuple[int, ...]]:
     """The shapes that values of a graph have with these inputs."""
     model = onnx_ir.load(source)
     values = {str(value.name): value for node in model.graph for value in node.outputs}
@@ -121,7 +125,7 @@ def _find_shapes(source: Path, names: list[str], feeds: Tensors) -> dict[str, tu
             node.outputs[0].dtype = onnx_ir.DataType.INT64
             outputs.append(node.outputs[0])
     model.graph.outputs.extend(outputs)
-    session = open_graph(model, source.parent)
+    session = open_graph(model, source.parent, num_threads)
     # Without a name, a session returns all outputs.
     wanted = [str(value.name) for value in outputs]
     arrays = session.run(wanted, dict(feeds)) if wanted else []
@@ -143,8 +147,9 @@ def _measure_group(
     }
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("float.onnx", "int8.onnx")]
-        onnx_ir.save(_cut_out(group, shape), paths[0])
-        save_graph(make_int8_graph_for_processors(paths[0], ranges), paths[1])
+        with explain_write_errors(paths[0]):
+            onnx_ir.save(_cut_out(group, shape), paths[0])
+            save_graph(make_int8_graph_for_processors(paths[0], ranges), paths[1])
         engines = [open_engine(path, options) for path in paths]
         try:
             return race(engines, {"x": value})

@@ -181,7 +181,7 @@ class ComponentStatistics:
         except (OSError, KeyError, ValueError, EOFError, *_ZIP_ERRORS, BundleError) as err:
             raise CalibrationError(
                 f"{path} is not what a calibration collected (cut short or of another version): "
-                "remove it, and calibrate again"
+                "calibrate again with --force"
             ) from err
         return found
 

@@ -13,8 +13,8 @@ from mutoscope.runtime.commands.inspect import format_bytes
 def format_report(report: CalibrationReport) -> Iterator[str]:
     """Yield the lines of a report."""
     yield (
-        f"{report.bundle}: {report.num_samples} samples, judged by {report.num_judged} other clips "
-        f"of {report.num_inference_steps} steps; at least {report.min_psnr_db:g} dB"
+        f"{report.bundle}: clips of {report.num_inference_steps} steps, {report.num_samples} "
+        f"sampled and {report.num_judged} others judged; at least {report.min_psnr_db:g} dB"
     )
     for name, component in report.components.items():
         yield ""
@@ -47,11 +47,11 @@ def _format_component(name: str, component: CalibratedComponent) -> Iterator[str
                 f"{_describe(choice.tensorrt)} (run on the CPU; its speed was not measured)"
             )
     for reason, count in Counter(choice.float_layers.values()).most_common():
-        yield f"  in float: {count} layers, {reason}"
+        yield f"  in float: {count} ({reason})"
     for candidate in choice.candidates:
         yield f"  tried {_describe(candidate)}, worst clip {candidate.minimum_psnr_db:.1f} dB"
     if component.reused:
-        yield "  its calibration table was in the bundle already (--force collects again)"
+        yield "  its calibration table was in the bundle already"
 
 
 def _describe(candidate: Candidate) -> str:

@@ -28,6 +28,7 @@ def measure_sensitivity(
     layers: Mapping[str, LayerQuantization],
     feeds: Sequence[Tensors],
     on_group: OnGroup | None = None,
+    num_threads: int | None = None,
 ) -> list[float]:
     """Return how far the output moves when one group alone is in int8, for each group.
 
@@ -37,14 +38,16 @@ def measure_sensitivity(
         layers: How each of their layers becomes int8.
         feeds: Inputs of real passes.
         on_group: Called after each group.
+        num_threads: Threads for one operator; None takes one for each core.
 
     Returns:
         Relative errors (L2) of the first output, the mean over the feeds.
     """
-    references = _run(source, {}, feeds)
+    references = _run(source, {}, feeds, num_threads)
     errors = []
     for index, group in enumerate(groups):
-        outputs = _run(source, {name: layers[name] for name in group.layers}, feeds)
+        chosen = {name: layers[name] for name in group.layers}
+        outputs = _run(source, chosen, feeds, num_threads)
         pairs = zip(references, outputs, strict=True)
         errors.append(float(np.mean([relative_error(*pair) for pair in pairs])))
         if on_group is not None:
@@ -80,8 +83,12 @@ def find_fewest(limit: int, suffices: Callable[[int], bool]) -> int | None:
 
 
 def _run(
-    source: Path, layers: Mapping[str, LayerQuantization], feeds: Sequence[Tensors]
+    source: Path,
+    layers: Mapping[str, LayerQuantization],
+    feeds: Sequence[Tensors],
+    num_threads: int | None,
 ) -> list[np.ndarray]:
     """The first output for each of the feeds, with these layers in int8."""
-    session = open_graph(make_int8_graph_for_processors(source, layers), source.parent)
+    model = make_int8_graph_for_processors(source, layers)
+    session = open_graph(model, source.parent, num_threads)
     return [session.run(None, dict(feed))[0] for feed in feeds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.commands.bench import read_names
 from mutoscope.runtime.commands.options import engine_option, num_threads_option
 from mutoscope.runtime.json_records import write_record
+from mutoscope.runtime.main import EXIT_INTERRUPTED
 from mutoscope.runtime.progress import ProgressBar
 
 _EPILOG = """\b
@@ -125,7 +127,7 @@ class _Bars:
 @click.option(
     "--force",
     is_flag=True,
-    help="Collect again what the bundle has, and replace its int8 variant.",
+    help="Replace an int8 variant, and a calibration table that does not fit the graph any more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def calibrate(
@@ -170,14 +172,15 @@ def calibrate(
         engine=EngineOptions(engine, num_threads=num_threads),
         force=force,
     )
-    bars = _Bars()
     try:
-        report = calibrate_bundle(Bundle.open(bundle), options, bars.update)
-    except KeyboardInterrupt:
-        click.echo("what was collected is kept: give the command again to go on", err=True)
-        raise
-    finally:
-        bars.close()
+        with closing(_Bars()) as bars:
+            report = calibrate_bundle(Bundle.open(bundle), options, bars.update)
+    except KeyboardInterrupt as err:
+        click.echo(
+            "error: interrupted; what was collected is kept: give the command again to go on",
+            err=True,
+        )
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from err
     if as_json:
         click.echo(json.dumps({**write_record(report), "bundle": str(report.bundle)}))
     else:

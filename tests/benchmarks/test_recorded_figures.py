@@ -94,8 +94,9 @@ def test_the_plot_shows_time_and_memory_and_is_the_same_every_time(tmp_path: Pat
     assert drawn == (tmp_path / "b.svg").read_text()
 
 
-def test_the_document_shows_the_recorded_figures_as_they_are() -> None:
-    text = document.DOCUMENT.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", document.DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_shows_the_recorded_figures_as_they_are(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     assert text == document.fill_document(text), "run python -m benchmarks.document"
 
 
@@ -138,7 +139,7 @@ def test_peers_are_measured_with_one_command_for_each_model(
 
     monkeypatch.setattr(against_peers, "run_mutoscope", run)
     monkeypatch.setattr(against_peers, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(against_peers, "write_document", lambda: None)
+    monkeypatch.setattr(against_peers, "write_documents", lambda: None)
     monkeypatch.setattr(against_peers.checkpoints, "main", lambda arguments: 0)
     assert against_peers.main(["--folder", str(tmp_path)]) == 1
     assert [command[0] for command in commands] == ["export", "bench"] * 2 + ["bench"]
