@@ -17,6 +17,7 @@ from benchmarks import (
     calibration_memory,
     cpu_rewrites,
     int8_methods,
+    layer_sensitivity,
     operator_profile,
     session_start,
     variant_quality,
@@ -107,6 +108,7 @@ FORMATS: Final[dict[str, Callable[[dict[str, Any]], Iterator[str]]]] = {
     "operator-profile": operator_profile.describe,
     "int8-speed": _format_against_peers,
     "int8-methods": int8_methods.describe,
+    "layer-sensitivity": layer_sensitivity.describe,
     "variant-quality": variant_quality.describe,
     "calibration-memory": calibration_memory.describe,
 }

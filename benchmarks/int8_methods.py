@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class _Denoiser:
+class Denoiser:
     """The denoiser of a bundle, and which of its layers can be int8."""
 
     name: str
@@ -103,7 +103,8 @@ class _Denoiser:
     timestep: str
 
     @classmethod
-    def open(cls, bundle: Bundle) -> _Denoiser:
+    def open(cls, bundle: Bundle) -> Denoiser:
+        """Return that of a bundle."""
         name = next(name for name in DENOISERS if name in bundle.manifest.components)
         component = bundle.find_component(name)
         processors = bundle.load_graph(name, FLOAT, for_cpu=True)
@@ -172,7 +173,7 @@ def compare(
     options: SamplingOptions,
 ) -> list[dict[str, Any]]:
     """Return a row for each way to calibrate."""
-    denoiser = _Denoiser.open(bundle)
+    denoiser = Denoiser.open(bundle)
     settings = options.resolve(bundle, samples[0])
     table = bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
     steps = [float(row.timestep) for row in table.rows]
@@ -218,27 +219,29 @@ def compare(
 
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for label, layers in ways.items():
-            add(label, functools.partial(_open, denoiser, layers, folder))
+            add(label, functools.partial(open_int8, denoiser, layers, folder))
         halves = [denoiser.quantize(statistics.parts[p], BEST_METHOD) for p in ("noisy", "clean")]
         add(
             f"{BEST_METHOD}, ranges for each half of the steps",
             lambda: _StepSwitch(
-                _open(denoiser, halves[0], folder / "noisy"),
-                _open(denoiser, halves[1], folder / "clean"),
+                open_int8(denoiser, halves[0], folder / "noisy"),
+                open_int8(denoiser, halves[1], folder / "clean"),
                 denoiser.timestep,
                 middle + 1e-3,
             ),
         )
         add(
             f"{BEST_METHOD}, all steps, the graph for TensorRT on the CPU",
-            lambda: _open(denoiser, ways[f"{BEST_METHOD}, all steps"], folder, for_tensorrt=True),
+            lambda: open_int8(
+                denoiser, ways[f"{BEST_METHOD}, all steps"], folder, for_tensorrt=True
+            ),
         )
     return rows
 
 
 def collect(
     bundle: Bundle,
-    denoiser: _Denoiser,
+    denoiser: Denoiser,
     samples: tuple[CalibrationSample, ...],
     options: SamplingOptions,
     parts: Mapping[str, Callable[[float], bool]],
@@ -255,8 +258,8 @@ def collect(
     return statistics
 
 
-def _open(
-    denoiser: _Denoiser, layers: Quantizations, folder: Path, *, for_tensorrt: bool = False
+def open_int8(
+    denoiser: Denoiser, layers: Quantizations, folder: Path, *, for_tensorrt: bool = False
 ) -> Engine:
     """An engine of the denoiser in int8."""
     folder.mkdir(exist_ok=True)

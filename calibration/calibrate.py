@@ -174,6 +174,7 @@ def calibrate_bundle(
             name: search.search(
                 preset.methods,
                 tries_smoothing=preset.tries_smoothing,
+                measures_layers=preset.measures_layers,
                 min_psnr_db=preset.min_psnr_db,
             )
             for name, search in searches.items()

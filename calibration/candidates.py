@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -81,6 +82,23 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class GroupFigures:
+    """What is known of a group of layers, which take one value.
+
+    Attributes:
+        layers: Their names.
+        seconds_float: Of one pass, alone; as is `seconds_int8`.
+        error: How far the output of one pass of the component moves when the group alone is in
+            int8, relative (L2); None where it was not measured.
+    """
+
+    layers: tuple[str, ...]
+    seconds_float: float
+    seconds_int8: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
 class Choice:
     """What became of a component.
 
@@ -91,6 +109,7 @@ class Choice:
         processors_layers: The layers that are int8 in the graph for processors.
         tensorrt_layers: Those in the graph for TensorRT.
         float_layers: Why the others of the graph for processors are not.
+        groups: What each group of layers costs.
         seconds_float: Of one pass of the component; as is `seconds_int8`.
         kept_in_float: Why the whole component stays in float; None if it does not.
     """
@@ -101,6 +120,7 @@ class Choice:
     processors_layers: tuple[str, ...]
     tensorrt_layers: tuple[str, ...]
     float_layers: dict[str, str]
+    groups: tuple[GroupFigures, ...]
     seconds_float: float
     seconds_int8: float
     kept_in_float: str | None = None
@@ -137,6 +157,7 @@ class CandidateSearch:
         self._component, self._graphs, self._judge = component, graphs, judge
         self._options, self._table, self._statistics = options, table, statistics
         self._on_progress = on_progress
+        self._errors: list[float] | None = None
         model = onnx_ir.load(graphs.processors)
         self._layers = {layer.name: layer for layer in find_layers(model)}
         if table is None:
@@ -180,9 +201,14 @@ class CandidateSearch:
         return found
 
     def search(
-        self, methods: tuple[str, ...], *, tries_smoothing: bool, min_psnr_db: float
+        self,
+        methods: tuple[str, ...],
+        *,
+        tries_smoothing: bool,
+        measures_layers: bool,
+        min_psnr_db: float,
     ) -> Choice:
-        """Return the best way that is fast and good enough."""
+        """Return the best way that is fast and good enough; see `Preset` for the arguments."""
         slower = {n for g in self.timings if g.seconds_saved <= 0 for n in g.layers}
         names = [name for name in self._possible if name not in slower]
         reasons = {**self._fixed, **dict.fromkeys(sorted(slower), SLOWER)}
@@ -200,6 +226,8 @@ class CandidateSearch:
             layers = self.quantize(best.method, names, smoothed=True)
             tried.append(self._try(best.method, layers, smoothed=True))
             best = max(tried, key=lambda candidate: candidate.mean_psnr_db)
+        if measures_layers:
+            self._measure_errors(self._quantize_as(best)(self._possible))
         return self._fit(tried, best, names, reasons, min_psnr_db)
 
     def _fit(
@@ -211,10 +239,7 @@ class CandidateSearch:
         min_psnr_db: float,
     ) -> Choice:
         """Put layers back to float until the clips are good enough; judge both graphs."""
-
-        def quantize(left: Collection[str]) -> dict[str, LayerQuantization]:
-            return self.quantize(best.method, left, smoothed=best.smoothed)
-
+        quantize = self._quantize_as(best)
         chosen, kept = self._restore(best, names, quantize, min_psnr_db, for_tensorrt=False)
         restored = sorted(set(names) - set(kept))
         reasons = {**reasons, **dict.fromkeys(restored, RESTORED)}
@@ -231,8 +256,8 @@ class CandidateSearch:
         first = self._try(best.method, quantize(possible), best.smoothed, for_tensorrt=True)
         tensorrt, on_gpu = self._restore(first, possible, quantize, min_psnr_db, for_tensorrt=True)
         return Choice(
-            tuple(tried), chosen, tensorrt, tuple(kept), tuple(on_gpu), reasons, seconds_float,
-            seconds_int8,
+            tuple(tried), chosen, tensorrt, tuple(kept), tuple(on_gpu), reasons, self._groups,
+            seconds_float, seconds_int8,
         )  # fmt: skip
 
     def _restore(
@@ -247,7 +272,9 @@ class CandidateSearch:
         """The candidate that is good enough with the fewest groups put back, and its layers."""
         if start.median_psnr_db >= min_psnr_db:
             return start, names
-        order = [group for group in self._order(quantize) if set(group.layers) & set(names)]
+        errors = self._measure_errors(quantize(self._possible))
+        ranked = order_for_float(self.timings, errors)
+        order = [group for group in ranked if set(group.layers) & set(names)]
         results: dict[int, Candidate] = {0: start}
 
         def left(count: int) -> list[str]:
@@ -265,19 +292,34 @@ class CandidateSearch:
         count = find_fewest(len(order) - 1, suffices)
         return (start, []) if count is None else (results[count], left(count))
 
-    def _order(
-        self, quantize: Callable[[Collection[str]], dict[str, LayerQuantization]]
-    ) -> list[GroupTiming]:
-        """Groups in the order in which they are put back."""
+    def _quantize_as(
+        self, candidate: Candidate
+    ) -> Callable[[Collection[str]], dict[str, LayerQuantization]]:
+        """What tells how layers become int8 as a candidate has it."""
+        return functools.partial(self.quantize, candidate.method, smoothed=candidate.smoothed)
+
+    @property
+    def _groups(self) -> tuple[GroupFigures, ...]:
+        unknown: list[float | None] = [None] * len(self.timings)
+        errors = unknown if self._errors is None else self._errors
+        return tuple(
+            GroupFigures(group.layers, group.seconds_float, group.seconds_int8, error)
+            for group, error in zip(self.timings, errors, strict=True)
+        )
+
+    def _measure_errors(self, layers: Quantizations) -> list[float]:
+        """The errors of a pass with each group alone in int8; measured once."""
+        if self._errors is not None:
+            return self._errors
         label = f"{self._component}: sensitivity of layers"
         feeds = self._graphs.feeds
         if self._component == self._judge.denoiser:
             feeds = self._judge.passes[len(self._judge.passes) // 2].inputs
-        errors = measure_sensitivity(
-            self._graphs.processors, self.timings, quantize(self._possible), [feeds],
+        self._errors = measure_sensitivity(
+            self._graphs.processors, self.timings, layers, [feeds],
             lambda done, total: self._on_progress(label, done, total), self._options.num_threads,
         )  # fmt: skip
-        return order_for_float(self.timings, errors)
+        return self._errors
 
     def _try(
         self,
@@ -341,7 +383,9 @@ class CandidateSearch:
     ) -> Choice:
         """The choice to leave the component as it is."""
         nothing = best or Candidate("none", False, 0.0, 0.0, 0.0, 0.0)
-        return Choice(tried, nothing, None, (), (), reasons, 0.0, 0.0, kept_in_float=reason)
+        return Choice(
+            tried, nothing, None, (), (), reasons, self._groups, 0.0, 0.0, kept_in_float=reason
+        )
 
 
 def _make_candidate(method: str, smoothed: bool, result: TrajectoryResult) -> Candidate:

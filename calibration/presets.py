@@ -16,6 +16,8 @@ class Preset:
         num_judged: Other clips, by which candidates are compared with the float model.
         methods: The ways to find ranges that are tried; the one with the best clips is taken.
         tries_smoothing: Whether the best of them is tried with outliers moved into the weights.
+        measures_layers: Whether the effect of each layer is measured, also where no layer has to be
+            put back into float.
         min_psnr_db: Of the frames of the judged clips, their median.
     """
 
@@ -23,12 +25,13 @@ class Preset:
     num_judged: int
     methods: tuple[str, ...]
     tries_smoothing: bool
+    measures_layers: bool
     min_psnr_db: float
 
 
 PRESETS = {
-    "fast": Preset(4, 2, ("minmax",), False, 28.0),
-    "balanced": Preset(8, 4, METHODS, False, 30.0),
-    "quality": Preset(32, 16, METHODS, True, 36.0),
+    "fast": Preset(4, 2, ("minmax",), False, False, 28.0),
+    "balanced": Preset(8, 4, METHODS, False, False, 30.0),
+    "quality": Preset(32, 16, METHODS, True, True, 36.0),
 }
 DEFAULT_PRESET = "balanced"

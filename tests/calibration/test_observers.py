@@ -206,9 +206,7 @@ def test_a_damaged_file_is_refused_in_one_line(
 ) -> None:
     collect([make_values(1)]).save(tmp_path / "unet.npz")
     damage(tmp_path / "unet.npz")
-    with pytest.raises(
-        CalibrationError, match=r"not what .*: calibrate again"
-    ) as caught:
+    with pytest.raises(CalibrationError, match=r"not what .*: calibrate again") as caught:
         ComponentStatistics.load(tmp_path / "unet.npz")
     assert "\n" not in str(caught.value)
 
