@@ -13,12 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mutoscope.calibration.candidates import (
-    CandidateSearch,
-    Choice,
-    Graphs,
-    OnProgress,
-)
+from mutoscope.calibration.candidates import CandidateSearch, Graphs, OnProgress
+from mutoscope.calibration.choice import Choice
 from mutoscope.calibration.collection import collect, discard, find_state_folder
 from mutoscope.calibration.errors import CalibrationError
 from mutoscope.calibration.observed_graph import make_observed_graph

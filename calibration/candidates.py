@@ -12,6 +12,16 @@ from pathlib import Path
 
 import onnx_ir
 
+from mutoscope.calibration.choice import (
+    DYNAMIC,
+    RESTORED,
+    SLOWER,
+    SLOWER_TOGETHER,
+    Candidate,
+    Choice,
+    GroupFigures,
+    make_candidate,
+)
 from mutoscope.calibration.fixed_layers import find_fixed_layers
 from mutoscope.calibration.layer_timing import GroupTiming, measure_groups, race
 from mutoscope.calibration.layers import Layer, find_layers
@@ -29,7 +39,7 @@ from mutoscope.calibration.sensitivity import (
 )
 from mutoscope.calibration.smoothing import find_smoothing
 from mutoscope.calibration.table import CalibrationTable
-from mutoscope.calibration.trajectory import TrajectoryJudge, TrajectoryResult
+from mutoscope.calibration.trajectory import TrajectoryJudge
 from mutoscope.engines.engine import Engine, Tensors
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
@@ -38,11 +48,6 @@ from mutoscope.runtime.bundle_writer import explain_write_errors
 # What is being done, how much of it is done, of how much.
 OnProgress = Callable[[str, int, int], None]
 Quantizations = Mapping[str, LayerQuantization]
-
-SLOWER = "not faster in int8 here"
-SLOWER_TOGETHER = "not faster in int8 together"
-RESTORED = "put back for quality"
-DYNAMIC = "dynamic"
 
 
 @dataclass(frozen=True)
@@ -58,72 +63,6 @@ class Graphs:
     processors: Path
     plain: Path
     feeds: Tensors
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to make a component int8, and how its clips came out.
-
-    Attributes:
-        method: How ranges are found: one of METHODS, or "dynamic".
-        smoothed: Whether outliers were moved into weights.
-        mean_psnr_db: Of the frames of the judged clips, as are `median_psnr_db` and
-            `minimum_psnr_db`. By it the best candidate is chosen: some have a better median, and
-            clips that came out badly.
-        latents_error: Relative (L2), of the clean latents, the median.
-    """
-
-    method: str
-    smoothed: bool
-    mean_psnr_db: float
-    median_psnr_db: float
-    minimum_psnr_db: float
-    latents_error: float
-
-
-@dataclass(frozen=True)
-class GroupFigures:
-    """What is known of a group of layers, which take one value.
-
-    Attributes:
-        layers: Their names.
-        seconds_float: Of one pass, alone; as is `seconds_int8`.
-        error: How far the output of one pass of the component moves when the group alone is in
-            int8, relative (L2); None where it was not measured.
-    """
-
-    layers: tuple[str, ...]
-    seconds_float: float
-    seconds_int8: float
-    error: float | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What became of a component.
-
-    Attributes:
-        candidates: What was tried, with all layers that may be int8.
-        chosen: Which of them was taken, with its figures after layers were put back.
-        tensorrt: The same of the graph for TensorRT, run by onnxruntime on the CPU.
-        processors_layers: The layers that are int8 in the graph for processors.
-        tensorrt_layers: Those in the graph for TensorRT.
-        float_layers: Why the others of the graph for processors are not.
-        groups: What each group of layers costs.
-        seconds_float: Of one pass of the component; as is `seconds_int8`.
-        kept_in_float: Why the whole component stays in float; None if it does not.
-    """
-
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
-    tensorrt: Candidate | None
-    processors_layers: tuple[str, ...]
-    tensorrt_layers: tuple[str, ...]
-    float_layers: dict[str, str]
-    groups: tuple[GroupFigures, ...]
-    seconds_float: float
-    seconds_int8: float
-    kept_in_float: str | None = None
 
 
 class CandidateSearch:
@@ -340,7 +279,7 @@ class CandidateSearch:
                     label, (p.sample - 1) * p.num_steps + p.step, p.num_samples * p.num_steps
                 ),
             )
-        return _make_candidate(method, smoothed, result)
+        return make_candidate(method, smoothed, result)
 
     def open_chosen(self, choice: Choice) -> AbstractContextManager[Engine]:
         """Return an engine of the int8 graph for processors that was chosen, for a `with`."""
@@ -386,14 +325,3 @@ class CandidateSearch:
         return Choice(
             tried, nothing, None, (), (), reasons, self._groups, 0.0, 0.0, kept_in_float=reason
         )
-
-
-def _make_candidate(method: str, smoothed: bool, result: TrajectoryResult) -> Candidate:
-    return Candidate(
-        method,
-        smoothed,
-        round(result.mean_psnr_db, 2),
-        round(result.median_psnr_db, 2),
-        round(result.minimum_psnr_db, 2),
-        float(f"{result.median_latents_error:.4g}"),
-    )

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mutoscope.calibration.calibrate import CalibratedComponent, CalibrationReport
-from mutoscope.calibration.candidates import Candidate
+from mutoscope.calibration.choice import Candidate
 from mutoscope.runtime.commands.inspect import format_bytes
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mutoscope.calibration.candidates import CandidateSearch, Choice
+from mutoscope.calibration.candidates import CandidateSearch
+from mutoscope.calibration.choice import Choice
 from mutoscope.calibration.observers import ComponentStatistics
 from mutoscope.calibration.samples import FLOAT
 from mutoscope.calibration.table import CalibrationTable, name_table

@@ -6,7 +6,7 @@ import onnx_ir
 import pytest
 
 from mutoscope.calibration.calibrate import CalibrationOptions, calibrate_bundle
-from mutoscope.calibration.candidates import RESTORED, SLOWER
+from mutoscope.calibration.choice import RESTORED, SLOWER
 from mutoscope.calibration.collection import find_state_folder
 from mutoscope.calibration.errors import CalibrationError
 from mutoscope.calibration.fixed_layers import CONDITIONING, FIRST, LAST
