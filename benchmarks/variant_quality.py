@@ -103,14 +103,19 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
     yield format_machine(record["machine"])
     yield ""
     clips = record["rows"][0]["clips"]
-    yield f"{clips} prompts that training never saw, guidance {DEFAULT_GUIDANCE_SCALE:g}."
+    yield (
+        f"{clips} prompts that training never saw, guidance {DEFAULT_GUIDANCE_SCALE:g}. "
+        "Speed is that of whole clips against float32, all in turn."
+    )
     yield ""
     yield (
-        "| steps | variant | graphs | clip | PSNR, median | PSNR, worst | "
+        "| steps | variant | graphs | speed | PSNR, median | PSNR, worst | "
         f"{' | '.join(FIELDS)} | all |"
     )
     yield f"| ---: | --- | {'---: | ' * (5 + len(FIELDS))}"
+    floats = {r["num_inference_steps"]: r for r in record["rows"] if r["variant"] == FLOAT}
     for row in record["rows"]:
+        speed = floats[row["num_inference_steps"]]["seconds_median"] / row["seconds_median"]
         is_reference = row["variant"] == FLOAT
         scores = " | ".join(f"{row[field]:.1%}" for field in (*FIELDS, "all"))
         psnr = [
@@ -119,7 +124,7 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
         ]
         yield (
             f"| {row['num_inference_steps']} | {row['variant']} | "
-            f"{row['size_bytes'] / 1e6:.1f} MB | {row['seconds_median']:.2f} s | "
+            f"{row['size_bytes'] / 1e6:.1f} MB | {speed:.2f} x | "
             f"{psnr[0]} | {psnr[1]} | {scores} |"
         )
 

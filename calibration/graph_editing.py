@@ -10,6 +10,8 @@ import onnx_ir
 from numpy.typing import NDArray
 
 CONTRIB_DOMAIN = "com.microsoft"
+# Behind the name of a parameter that is stored in float16 and computed with in float32.
+FLOAT16_SUFFIX = ".float16"
 
 
 def find_nodes(graph: onnx_ir.Graph, op_type: str) -> Iterator[onnx_ir.Node]:

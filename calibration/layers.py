@@ -15,6 +15,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from mutoscope.calibration.graph_editing import (
+    FLOAT16_SUFFIX,
     count_axes,
     find_producer,
     find_user,
@@ -91,7 +92,7 @@ def find_layers(model: onnx_ir.Model) -> list[Layer]:
             continue
         weight = _find_source(node.inputs[1])
         # What a graph for processors has in another shape is called NAME[SHAPE].
-        name = str(weight.name).partition("[")[0]
+        name = str(weight.name).partition("[")[0].removesuffix(FLOAT16_SUFFIX)
         seen[name] += 1
         if seen[name] > 1:  # equal weights are stored once
             name = f"{name}#{seen[name]}"

@@ -9,6 +9,7 @@ import onnx_ir
 import torch
 from numpy.typing import NDArray
 
+from mutoscope.calibration.graph_editing import FLOAT16_SUFFIX
 from mutoscope.export.errors import ExportError
 from mutoscope.export.families.contract import ComponentExport
 from mutoscope.export.graph import EXTERNAL_DATA_MINIMUM_BYTES
@@ -70,7 +71,7 @@ def store_weights_as_float16(model: onnx_ir.Model) -> int:
         if half is None:
             continue
         del graph.initializers[name]
-        stored = onnx_ir.Value(name=f"{name}.float16", const_value=onnx_ir.tensor(half))
+        stored = onnx_ir.Value(name=f"{name}{FLOAT16_SUFFIX}", const_value=onnx_ir.tensor(half))
         graph.register_initializer(stored)
         cast = onnx_ir.node(
             "Cast",

@@ -111,14 +111,19 @@ def test_the_table_of_variants_has_no_psnr_of_the_reference(machine):
         "minimum_psnr_db": 200.0,
         **scores,
     }
-    other = {"size_bytes": 6_100_000, "median_psnr_db": 33.33, "minimum_psnr_db": 24.44}
+    other = {
+        "size_bytes": 6_100_000,
+        "seconds_median": 1.728,
+        "median_psnr_db": 33.33,
+        "minimum_psnr_db": 24.44,
+    }
     rows = [{**row, "variant": "float32"}, {**row, **other, "variant": "int8"}]
     lines = list(variant_quality.describe({"machine": machine, "rows": rows}))
     assert "64 prompts that training never saw" in lines[2]
     cells = " | ".join(["75.0%"] * (len(FIELDS) + 1))
     assert lines[-2:] == [
-        f"| 25 | float32 | 21.4 MB | 3.46 s | - | - | {cells} |",
-        f"| 25 | int8 | 6.1 MB | 3.46 s | 33.3 dB | 24.4 dB | {cells} |",
+        f"| 25 | float32 | 21.4 MB | 1.00 x | - | - | {cells} |",
+        f"| 25 | int8 | 6.1 MB | 2.00 x | 33.3 dB | 24.4 dB | {cells} |",
     ]
     # Each row of a table has as many cells as its head.
     assert len({line.count("|") for line in lines[4:]}) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from mutoscope.calibration.layers import find_layers, find_weight_dtype
 from mutoscope.export.cpu_graphs.rewriting import make_cpu_graph
+from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH
 from tests.calibration.small_graph import LAYERS, save_small_graph
 from tests.calibration.text_graphs import save_text_graph
 
@@ -58,6 +59,13 @@ def test_the_float16_graph_has_the_layers_of_the_float32_one(
     assert find_names(paths[1]) == find_names(paths[0])
     for layer in find_layers(onnx_ir.load(paths[1])):
         assert find_weight_dtype(layer) == np.float16
+
+
+@pytest.mark.parametrize("graph", ["model.onnx", "model_cpu.onnx"])
+def test_a_weight_that_is_stored_in_float16_has_the_name_of_its_parameter(graph: str) -> None:
+    layers = find_layers(onnx_ir.load(DEFAULT_BUNDLE_PATH / "unet" / graph))
+    assert "unet.conv_in.weight" in {layer.name for layer in layers}
+    assert not [layer.name for layer in layers if "float16" in layer.name]
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16"])
