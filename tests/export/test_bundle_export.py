@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from mutoscope.export import ExportError, ExportProgress, bundle_export, export_checkpoint
+from mutoscope.export import ExportError, ExportProgress, component_export, export_checkpoint
 from mutoscope.export.bundle_export import fit_default_steps
 from mutoscope.export.checkpoint import open_checkpoint
 from mutoscope.export.families.animatediff import open_family
@@ -171,7 +171,7 @@ def test_a_failing_export_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for error in (KeyboardInterrupt(), ExportError("the exporter failed")):
-        monkeypatch.setattr(bundle_export, "make_graph", _raise(error))
+        monkeypatch.setattr(component_export, "make_graph", _raise(error))
         with pytest.raises(type(error)):
             export_checkpoint(tiny_checkpoint, tmp_path / "bundle", num_inference_steps=[1])
         assert not list(tmp_path.iterdir())
@@ -183,7 +183,7 @@ def test_a_failing_export_keeps_the_old_bundle(
     output = tmp_path / "bundle"
     output.mkdir()
     (output / "manifest.json").write_text("{}")
-    monkeypatch.setattr(bundle_export, "make_graph", _raise(ExportError("the exporter failed")))
+    monkeypatch.setattr(component_export, "make_graph", _raise(ExportError("the exporter failed")))
     with pytest.raises(ExportError, match="the exporter failed"):
         export_checkpoint(tiny_checkpoint, output, num_inference_steps=[1], force=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "manifest.json"]
@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_clear_line(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(bundle_export, "make_graph", _raise(error))
+    monkeypatch.setattr(component_export, "make_graph", _raise(error))
     with pytest.raises(OutputError, match=r"bundle cannot be written: the disk is full"):
         export_checkpoint(tiny_checkpoint, tmp_path / "bundle", num_inference_steps=[1])
     assert not list(tmp_path.iterdir())
@@ -203,7 +203,7 @@ def test_progress_names_each_step_at_its_start_and_end(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[ExportProgress] = []
-    monkeypatch.setattr(bundle_export, "make_graph", _raise(ExportError("far enough")))
+    monkeypatch.setattr(component_export, "make_graph", _raise(ExportError("far enough")))
     with pytest.raises(ExportError):
         export_checkpoint(
             tiny_checkpoint, tmp_path / "bundle", num_inference_steps=[1], on_progress=seen.append
