@@ -26,7 +26,7 @@ from benchmarks.prompt_accuracy import (
 )
 from mutoscope.calibration.metrics import psnr_db
 from mutoscope.runtime.benchmarks.machine import describe_machine, format_machine
-from mutoscope.runtime.bundle import Bundle, find_external_data
+from mutoscope.runtime.bundle import Bundle, list_graph_files
 
 FLOAT: Final = "float32"
 STEPS: Final = "25,4"
@@ -94,7 +94,7 @@ def measure_size(bundle: Bundle, variant: str) -> int:
     files = set()
     for component in bundle.manifest.components.values():
         graph = component.find_cpu_graph(component.choose_variant(variant))
-        files |= {graph, *find_external_data(bundle.manifest, component, graph)}
+        files |= set(list_graph_files(bundle.manifest, component, graph))
     return sum(bundle.manifest.files[name].size_bytes for name in files)
 
 

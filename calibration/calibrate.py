@@ -157,8 +157,8 @@ def calibrate_bundle(
     samples = make_samples(bundle, prompts, options.images, preset.num_samples, options.seed)
     other_seed = (options.seed + 1) % (SEED_MAX + 1)
     judged = make_samples(bundle, prompts, options.images, preset.num_judged, other_seed)
-    run = _Calibration(bundle, options, preset, components, samples, on_progress or _say_nothing)
     state, threads = find_state_folder(bundle, options.sampling), options.engine.num_threads
+    run = _Calibration(bundle, options, components, samples, state, on_progress or _say_nothing)
     with TrajectoryJudge(
         bundle, judged, options.sampling, num_threads=threads, folder=state / "reference"
     ) as judge:
@@ -285,17 +285,16 @@ class _Calibration:
 
     bundle: Bundle
     options: CalibrationOptions
-    preset: Preset
     components: tuple[str, ...]
     samples: tuple[CalibrationSample, ...]
+    state: Path
     on_progress: OnProgress
 
     def make_progress(self, label: str) -> Callable[[SamplingProgress], None]:
         """What tells of the steps of samples as of one long work."""
 
         def report(at: SamplingProgress) -> None:
-            done = (at.sample - 1) * at.num_steps + at.step
-            self.on_progress(label, done, at.num_samples * at.num_steps)
+            self.on_progress(label, at.done, at.total)
 
         return report
 
@@ -316,7 +315,7 @@ class _Calibration:
                 self.samples,
                 sampling,
                 num_threads=self.options.engine.num_threads,
-                state=find_state_folder(self.bundle, sampling),
+                state=self.state,
                 on_progress=self.make_progress("collecting ranges"),
             )
             for name, collected in statistics.items():

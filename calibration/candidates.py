@@ -19,7 +19,6 @@ from mutoscope.calibration.choice import (
     SLOWER_TOGETHER,
     Candidate,
     Choice,
-    GroupFigures,
     make_candidate,
 )
 from mutoscope.calibration.fixed_layers import find_fixed_layers
@@ -238,13 +237,11 @@ class CandidateSearch:
         return functools.partial(self.quantize, candidate.method, smoothed=candidate.smoothed)
 
     @property
-    def _groups(self) -> tuple[GroupFigures, ...]:
-        unknown: list[float | None] = [None] * len(self.timings)
-        errors = unknown if self._errors is None else self._errors
-        return tuple(
-            GroupFigures(group.layers, group.seconds_float, group.seconds_int8, error)
-            for group, error in zip(self.timings, errors, strict=True)
-        )
+    def _groups(self) -> tuple[GroupTiming, ...]:
+        if self._errors is None:
+            return tuple(self.timings)
+        pairs = zip(self.timings, self._errors, strict=True)
+        return tuple(replace(group, error=error) for group, error in pairs)
 
     def _measure_errors(self, layers: Quantizations) -> list[float]:
         """The errors of a pass with each group alone in int8; measured once."""
@@ -275,9 +272,7 @@ class CandidateSearch:
         with self._open(layers, for_tensorrt=for_tensorrt, options=options) as engine:
             result = self._judge.measure(
                 {self._component: engine},
-                on_progress=lambda p: self._on_progress(
-                    label, (p.sample - 1) * p.num_steps + p.step, p.num_samples * p.num_steps
-                ),
+                on_progress=lambda at: self._on_progress(label, at.done, at.total),
             )
         return make_candidate(method, smoothed, result)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mutoscope.calibration.layer_timing import GroupTiming
 from mutoscope.calibration.trajectory import TrajectoryResult
 
 SLOWER = "not faster in int8 here"
@@ -34,23 +35,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class GroupFigures:
-    """What is known of a group of layers, which take one value.
-
-    Attributes:
-        layers: Their names.
-        seconds_float: Of one pass, alone; as is `seconds_int8`.
-        error: How far the output of one pass of the component moves when the group alone is in
-            int8, relative (L2); None where it was not measured.
-    """
-
-    layers: tuple[str, ...]
-    seconds_float: float
-    seconds_int8: float
-    error: float | None = None
-
-
-@dataclass(frozen=True)
 class Choice:
     """What became of a component.
 
@@ -72,7 +56,7 @@ class Choice:
     processors_layers: tuple[str, ...]
     tensorrt_layers: tuple[str, ...]
     float_layers: dict[str, str]
-    groups: tuple[GroupFigures, ...]
+    groups: tuple[GroupTiming, ...]
     seconds_float: float
     seconds_int8: float
     kept_in_float: str | None = None

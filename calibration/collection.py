@@ -24,11 +24,11 @@ from mutoscope.calibration.samples import (
     CalibrationSample,
     OnProgress,
     SamplingOptions,
-    SamplingProgress,
     generate_sample,
     open_float_pipeline,
+    report_step,
 )
-from mutoscope.runtime.bundle import Bundle, find_external_data
+from mutoscope.runtime.bundle import Bundle, list_graph_files
 from mutoscope.runtime.cache import find_cache
 from mutoscope.runtime.errors import OutputError
 from mutoscope.runtime.outputs import new_folder
@@ -115,7 +115,7 @@ def make_state_key(bundle: Bundle, options: SamplingOptions | None = None) -> st
     names = [table, *(record.file for record in manifest.tokenizers.values())]
     for component in manifest.components.values():
         graph = component.variants[component.choose_variant(FLOAT)]
-        names += [graph, *find_external_data(manifest, component, graph)]
+        names += list_graph_files(manifest, component, graph)
     parts = {
         "files": {name: manifest.files[name].sha256 for name in names},
         "settings": asdict(settings),
@@ -144,11 +144,7 @@ def _run_sample(
     """Make one clip, of which nothing but the statistics is kept."""
 
     def on_step(info: StepInfo) -> bool | None:
-        if on_progress is None:
-            return True
-        return on_progress(
-            SamplingProgress(index + 1, len(samples), info.step_index + 1, info.num_steps)
-        )
+        return report_step(info, index, len(samples), on_progress)
 
     try:
         generate_sample(pipeline, samples[index], options, on_step=on_step)

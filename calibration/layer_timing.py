@@ -45,11 +45,14 @@ class GroupTiming:
         layers: Their names.
         seconds_float: Of one pass, in the float graph.
         seconds_int8: In int8, what quantizes its input included.
+        error: How far the output of one pass of the component moves when the group alone is in
+            int8, relative (L2); None where it was not measured.
     """
 
     layers: tuple[str, ...]
     seconds_float: float
     seconds_int8: float
+    error: float | None = None
 
     @property
     def seconds_saved(self) -> float:

@@ -19,7 +19,7 @@ from mutoscope.calibration.errors import CalibrationError
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.pipeline import VideoPipeline
-from mutoscope.runtime.sampler import OnStep
+from mutoscope.runtime.sampler import OnStep, StepInfo
 from mutoscope.runtime.settings import SEED_MAX, Settings, make_settings
 from mutoscope.runtime.tokenizer import TextTokenizer
 from mutoscope.runtime.video import Video
@@ -104,8 +104,44 @@ class SamplingProgress:
     step: int
     num_steps: int
 
+    @property
+    def done(self) -> int:
+        """The steps that are done, of all samples."""
+        return (self.sample - 1) * self.num_steps + self.step
+
+    @property
+    def total(self) -> int:
+        """The steps of all samples."""
+        return self.num_samples * self.num_steps
+
 
 OnProgress: TypeAlias = Callable[[SamplingProgress], "bool | None"]
+
+
+def report_step(
+    info: StepInfo, index: int, num_samples: int, on_progress: OnProgress | None
+) -> bool | None:
+    """Tell of a step of the sample at this index; return what was answered."""
+    if on_progress is None:
+        return None
+    return on_progress(
+        SamplingProgress(index + 1, num_samples, info.step_index + 1, info.num_steps)
+    )
+
+
+def find_float_graph(bundle: Bundle, component_name: str) -> str:
+    """Return the path in a bundle of a component's plain float32 graph.
+
+    Raises:
+        CalibrationError: It has none.
+    """
+    component = bundle.find_component(component_name)
+    if FLOAT not in component.variants:
+        raise CalibrationError(
+            f"{component_name} has no {FLOAT} graph (it has {', '.join(component.variants)}): "
+            f"export the checkpoint again with --dtype {FLOAT}"
+        )
+    return component.variants[FLOAT]
 
 
 def open_float_pipeline(bundle: Bundle, num_threads: int | None = None) -> VideoPipeline:
@@ -118,12 +154,8 @@ def open_float_pipeline(bundle: Bundle, num_threads: int | None = None) -> Video
     Raises:
         CalibrationError: A component has no float32 graph.
     """
-    for name, component in bundle.manifest.components.items():
-        if FLOAT not in component.variants:
-            raise CalibrationError(
-                f"{name} has no {FLOAT} graph (it has {', '.join(component.variants)}): export the "
-                f"checkpoint again with --dtype {FLOAT}"
-            )
+    for name in bundle.manifest.components:
+        find_float_graph(bundle, name)
     return VideoPipeline(bundle, variant=FLOAT, num_threads=num_threads)
 
 

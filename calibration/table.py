@@ -16,8 +16,8 @@ import numpy as np
 from mutoscope.calibration.errors import CalibrationError
 from mutoscope.calibration.observers import ComponentStatistics
 from mutoscope.calibration.ranges import METHODS, find_ranges
-from mutoscope.calibration.samples import FLOAT
-from mutoscope.runtime.bundle import Bundle, find_external_data
+from mutoscope.calibration.samples import find_float_graph
+from mutoscope.runtime.bundle import Bundle, list_graph_files
 from mutoscope.runtime.errors import BundleError
 from mutoscope.runtime.json_records import read_record, write_record
 from mutoscope.runtime.outputs import new_file
@@ -288,12 +288,6 @@ def _get_range(record: ValueRecord, method: str) -> Range:
 
 def _find_graph_sha256(bundle: Bundle, name: str) -> dict[str, str]:
     """The digests of a component's float32 graph and of its weights, as the manifest has them."""
-    component = bundle.find_component(name)
-    graph = component.variants.get(FLOAT)
-    if graph is None:
-        raise CalibrationError(
-            f"{name} has no {FLOAT} graph (it has {', '.join(component.variants)}): export the "
-            f"checkpoint again with --dtype {FLOAT}"
-        )
-    paths = [graph, *find_external_data(bundle.manifest, component, graph)]
+    graph = find_float_graph(bundle, name)
+    paths = list_graph_files(bundle.manifest, bundle.find_component(name), graph)
     return {path: bundle.manifest.files[path].sha256 for path in sorted(paths)}

@@ -36,15 +36,14 @@ from mutoscope.calibration.samples import (
     CalibrationSample,
     OnProgress,
     SamplingOptions,
-    SamplingProgress,
     generate_sample,
     open_float_pipeline,
+    report_step,
 )
 from mutoscope.engines.engine import Engine
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.errors import CancelledError
 from mutoscope.runtime.manifest import DENOISERS
 from mutoscope.runtime.sampler import F32, OnStep, StepInfo
 from mutoscope.runtime.video import Video
@@ -235,30 +234,6 @@ class TrajectoryJudge:
                 clips.append(ClipError(sample, psnr, np.array(errors)))
         return TrajectoryResult(tuple(clips))
 
-    def measure_steps(
-        self,
-        engines: Mapping[str, Engine],
-        *,
-        num_clips: int | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> F64:
-        """Return the relative error (L2) of the latents after each step, float64 [clips, N].
-
-        The arguments and what is raised are those of `measure`; nothing is decoded.
-        """
-        errors: list[list[float]] = []
-        with self._replaced(engines):
-            for index in range(len(self.samples[:num_clips])):
-                step_latents = self.load_clip(index).step_latents
-                errors.append([])
-                compare = self._compare_steps(index, step_latents, errors[-1], on_progress)
-                try:
-                    self._generate(index, _stop_at_the_end(compare))
-                except CancelledError:
-                    if len(errors[-1]) < len(step_latents):
-                        raise
-        return np.array(errors)
-
     def measure_one_pass(self, engine: Engine) -> F64:
         """Return the relative error (L2) of a denoiser in each of `passes`, float64 [P].
 
@@ -300,7 +275,7 @@ class TrajectoryJudge:
         def on_step(info: StepInfo) -> bool | None:
             step_latents.append(info.latents[0].copy())
             recorder.end_step()
-            return self._report(index, info, on_progress)
+            return report_step(info, index, len(self.samples), on_progress)
 
         recorder.begin(self._places[index])
         video = self._generate(index, on_step)
@@ -313,15 +288,9 @@ class TrajectoryJudge:
 
         def on_step(info: StepInfo) -> bool | None:
             errors.append(relative_error(step_latents[info.step_index], info.latents[0]))
-            return self._report(index, info, on_progress)
+            return report_step(info, index, len(self.samples), on_progress)
 
         return on_step
-
-    def _report(self, index: int, info: StepInfo, on_progress: OnProgress | None) -> bool | None:
-        if on_progress is None:
-            return None
-        num_samples, step = len(self.samples), info.step_index + 1
-        return on_progress(SamplingProgress(index + 1, num_samples, step, info.num_steps))
 
     def _generate(self, index: int, on_step: OnStep) -> Video:
         return generate_sample(self._pipeline, self.samples[index], self._options, on_step=on_step)
@@ -336,13 +305,3 @@ class TrajectoryJudge:
         finally:
             for name in engines:
                 self._pipeline.unload(name)
-
-
-def _stop_at_the_end(on_step: OnStep) -> OnStep:
-    """Ends a generation before its latents are decoded."""
-
-    def stop(info: StepInfo) -> bool | None:
-        go_on = on_step(info)
-        return False if info.step_index + 1 == info.num_steps else go_on
-
-    return stop

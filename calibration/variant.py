@@ -12,7 +12,7 @@ from mutoscope.calibration.choice import Choice
 from mutoscope.calibration.observers import ComponentStatistics
 from mutoscope.calibration.samples import FLOAT
 from mutoscope.calibration.table import CalibrationTable, name_table
-from mutoscope.runtime.bundle import Bundle, find_external_data
+from mutoscope.runtime.bundle import Bundle, list_graph_files
 from mutoscope.runtime.bundle_writer import (
     edit_bundle,
     explain_write_errors,
@@ -89,7 +89,7 @@ def add_variant(
     for component in choices:
         record = bundle.find_component(component)
         graph = record.find_cpu_graph(FLOAT)
-        paths = [graph, *find_external_data(bundle.manifest, record, graph)]
+        paths = list_graph_files(bundle.manifest, record, graph)
         made = [f"{component}/{_PROCESSORS_NAME}{end}" for end in ("", ".data")]
         sizes[component] = (
             sum(bundle.manifest.files[path].size_bytes for path in paths),

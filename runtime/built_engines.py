@@ -25,7 +25,7 @@ from urllib.parse import quote
 from mutoscope.engines.engine import Array
 from mutoscope.engines.onnxruntime_build import GRAPH_NAME, build_graph, make_build_key
 from mutoscope.engines.options import DEFAULT_ENGINE, DEFAULT_EXECUTION_PROVIDER, EngineOptions
-from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH, Bundle, find_external_data
+from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH, Bundle, list_graph_files
 from mutoscope.runtime.cache import find_cache
 from mutoscope.runtime.errors import BundleError, OutputError
 from mutoscope.runtime.json_records import read_record, write_record
@@ -251,7 +251,7 @@ def _find_digest(bundle: Bundle, name: str, graph: str) -> str:
 
 
 def _find_parts(bundle: Bundle, name: str, graph: str) -> list[str]:
-    return [graph, *find_external_data(bundle.manifest, bundle.find_component(name), graph)]
+    return list_graph_files(bundle.manifest, bundle.find_component(name), graph)
 
 
 def _choose_root(bundle: Bundle) -> Path:

@@ -227,6 +227,11 @@ def find_external_data(manifest: Manifest, component: ComponentRecord, graph: st
     return [name for name, owner in owners.items() if owner in (graph, None)]
 
 
+def list_graph_files(manifest: Manifest, component: ComponentRecord, graph: str) -> list[str]:
+    """Return a graph of a component and the files that it may read; see `find_external_data`."""
+    return [graph, *find_external_data(manifest, component, graph)]
+
+
 def describe_counts(counts: list[int]) -> str:
     """Return sorted whole numbers as ranges: "1-4, 8, 16"."""
     parts: list[list[int]] = []

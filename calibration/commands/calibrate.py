@@ -18,8 +18,7 @@ from mutoscope.calibration.report import format_report
 from mutoscope.calibration.samples import SamplingOptions
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.commands.bench import read_names
-from mutoscope.runtime.commands.options import engine_option, num_threads_option
+from mutoscope.runtime.commands.options import engine_option, num_threads_option, read_names
 from mutoscope.runtime.json_records import write_record
 from mutoscope.runtime.main import EXIT_INTERRUPTED
 from mutoscope.runtime.progress import ProgressBar

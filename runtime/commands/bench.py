@@ -26,6 +26,7 @@ from mutoscope.runtime.commands.options import (
     VARIANT_HELP,
     execution_provider_option,
     num_threads_option,
+    read_names,
 )
 from mutoscope.runtime.errors import EngineError, ParameterError
 from mutoscope.runtime.json_records import write_record
@@ -40,13 +41,6 @@ Examples:
   mutoscope bench bundle --against diffusers,diffusers-compile,openvino
     --checkpoint checkpoint --json > results.json
 """
-
-
-def read_names(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> tuple[str, ...]:
-    """Return the names in a list with commas, for click's `callback`."""
-    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
 
 
 @click.command(epilog=_EPILOG)

@@ -56,6 +56,13 @@ def read_bytes_option(
         raise click.BadParameter(str(err)) from err
 
 
+def read_names(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[str, ...]:
+    """Return the names in a list with commas, for click's `callback`."""
+    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
+
+
 memory_limit_option = click.option(
     "--memory-limit",
     "memory_limit_bytes",
