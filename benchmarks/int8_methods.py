@@ -35,7 +35,6 @@ from mutoscope.calibration.quantized_graphs import (
     save_graph,
 )
 from mutoscope.calibration.ranges import METHODS, find_ranges
-from mutoscope.calibration.reference_clips import ForwardingEngine
 from mutoscope.calibration.samples import (
     FLOAT,
     CalibrationSample,
@@ -50,6 +49,7 @@ from mutoscope.calibration.samples import (
 from mutoscope.calibration.smoothing import find_smoothing
 from mutoscope.calibration.trajectory import TrajectoryJudge
 from mutoscope.engines.engine import Array, Engine, Tensors
+from mutoscope.engines.forwarding_engine import ForwardingEngine
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.benchmarks.machine import describe_machine, format_machine

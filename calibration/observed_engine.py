@@ -80,6 +80,11 @@ class ObservedEngine:
         """The outputs of the component by name, without the statistics."""
         return self._outputs
 
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Nothing: it does not say."""
+        return {}
+
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Nothing: a session takes all shapes alike."""
 

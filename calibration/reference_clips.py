@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mutoscope.engines.engine import Array, Engine, Tensors, TensorSpec
+from mutoscope.engines.engine import Array, Engine, Tensors
+from mutoscope.engines.forwarding_engine import ForwardingEngine
 from mutoscope.runtime.outputs import new_file
 from mutoscope.runtime.sampler import F32
 
@@ -109,47 +110,6 @@ def _read_clip(arrays: dict[str, Array]) -> ReferenceClip:
             inputs.setdefault(place, {})[name[0]] = array
     passes = (DenoiserPass(place[1], inputs[place], outputs[place]) for place in sorted(outputs))
     return ReferenceClip(frames, step_latents, tuple(passes))
-
-
-class ForwardingEngine:
-    """An engine that is another one; it leaves that open when it is closed."""
-
-    def __init__(self, engine: Engine) -> None:
-        """Stand for an engine."""
-        self._engine = engine
-
-    @property
-    def device(self) -> str:
-        """That of the engine."""
-        return self._engine.device
-
-    @property
-    def properties(self) -> Mapping[str, str]:
-        """Those of the engine."""
-        return self._engine.properties
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        """Those of the engine."""
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        """Those of the engine."""
-        return self._engine.outputs
-
-    def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """As the engine does."""
-        self._engine.prepare(shapes)
-
-    def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
-    ) -> Tensors:
-        """As the engine does."""
-        return self._engine.run(feeds, outputs)
-
-    def close(self) -> None:
-        """Nothing: the engine is somebody else's."""
 
 
 class RecordingEngine(ForwardingEngine):

@@ -25,7 +25,6 @@ from mutoscope.calibration.errors import CalibrationError
 from mutoscope.calibration.metrics import psnr_db, relative_error
 from mutoscope.calibration.reference_clips import (
     DenoiserPass,
-    ForwardingEngine,
     Place,
     RecordingEngine,
     ReferenceClip,
@@ -41,6 +40,7 @@ from mutoscope.calibration.samples import (
     report_step,
 )
 from mutoscope.engines.engine import Engine
+from mutoscope.engines.forwarding_engine import ForwardingEngine
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle

@@ -23,11 +23,15 @@ class TensorSpec:
         dtype: Name of the numpy type, e.g. "float32".
         shape: Length of each axis; a string names an axis that may vary, the same name always
             stands for the same length.
+        minimum: The least length of each axis of an input; None where the engine has no limits.
+        maximum: The greatest length of each axis, likewise.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    minimum: tuple[int, ...] | None = None
+    maximum: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         """Return the type and the shape in one word: `float32[1, 77, D]`."""
@@ -55,6 +59,13 @@ class Engine(Protocol):
     @property
     def outputs(self) -> Mapping[str, TensorSpec]:
         """The outputs by name, in the order of the graph."""
+
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """What it holds on its device, by what for: "weights", "activations", "buffers".
+
+        Empty where the engine does not know.
+        """
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Do now what the first run with inputs of these shapes would do before it; raises as run.
@@ -106,3 +117,24 @@ def check_feeds(name: str, inputs: Mapping[str, TensorSpec], feeds: Mapping[str,
                 f"{name}: {input_name} is {array.dtype}{list(array.shape)}; "
                 f"the graph takes {spec}" + (f" with {known}" if known and not fits else "")
             )
+        if spec.minimum and spec.maximum:
+            _check_range(name, spec, array.shape, spec.minimum, spec.maximum)
+
+
+def _check_range(
+    name: str,
+    spec: TensorSpec,
+    shape: tuple[int, ...],
+    minimum: tuple[int, ...],
+    maximum: tuple[int, ...],
+) -> None:
+    """Raise `EngineError` unless every axis is within what the engine was built for."""
+    bounds = list(zip(minimum, shape, maximum, strict=True))
+    if not all(least <= length <= greatest for least, length, greatest in bounds):
+        ranges = ", ".join(
+            f"{low}" if low == high else f"{low} to {high}" for low, _, high in bounds
+        )
+        raise EngineError(
+            f"{name}: {spec.name} has the shape {list(shape)}; this engine was built for "
+            f"[{ranges}]: build it for these sizes"
+        )

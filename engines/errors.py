@@ -1,6 +1,7 @@
 """The root of the exception tree, and the errors of engines.
 
     MutoscopeError
+    ├── CancelledError                  a progress callback asked to stop
     ├── EngineError                     a graph does not load or run
     │   └── ExecutionProviderError      the device asked for is not to be had
     └── (mutoscope.runtime.errors)      the errors of bundles, schedules and parameters
@@ -11,6 +12,10 @@ It stands in the lowest layer because every layer raises from it.
 
 class MutoscopeError(Exception):
     """Base of every error that Mutoscope raises on purpose; its message is one line."""
+
+
+class CancelledError(MutoscopeError):
+    """A progress callback asked to stop; nothing was written."""
 
 
 class EngineError(MutoscopeError):

@@ -142,6 +142,11 @@ class OnnxruntimeEngine:
         """The outputs by name, in the order of the graph."""
         return self._outputs
 
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Nothing: it does not say."""
+        return {}
+
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Nothing: a session takes all shapes alike."""
 

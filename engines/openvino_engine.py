@@ -97,6 +97,11 @@ class OpenvinoEngine:
         """The outputs by name, in the order of the graph."""
         return self._outputs
 
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Nothing: it does not say."""
+        return {}
+
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compile for inputs of these shapes, unless that has been done."""
         stand_ins = {

@@ -12,8 +12,12 @@ MEMORY_MODES: tuple[Memory, ...] = ("normal", "low")
 
 # What OpenVINO may compute in, and its name for a processor that can.
 PRECISIONS = {"f32": "FP32", "bf16": "BF16"}
-# As people type them; "openvino" alone is openvino:f32.
-ENGINES = ("onnxruntime", "openvino:f32", "openvino:bf16")
+# As people type them; "openvino" alone is openvino:f32. "auto" takes for each component the engine
+# that was measured to be the fastest here.
+AUTO = "auto"
+# These run what was built of a graph, with the module of this name.
+TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+ENGINES = ("onnxruntime", "openvino:f32", "openvino:bf16", *TENSORRT_MODULES, AUTO)
 DEFAULT_ENGINE = "onnxruntime"
 DEFAULT_EXECUTION_PROVIDER = "cpu"
 
@@ -29,12 +33,23 @@ class EngineOptions:
             one for each core.
         memory: "low" leaves weights in their file, where the operating system can drop them, and
             gives the memory of a run back after it.
+        allow_cpu_nodes: Whether onnxruntime may run nodes on the CPU that another execution
+            provider does not take.
+        provider_options: onnxruntime's own options of the execution provider, as pairs of text,
+            such as ("device_id", "1").
+        cuda_graphs: Whether TensorRT records a run for each shape, and plays it again.
+        weight_budget_bytes: How much of the weights TensorRT keeps on the device, of an engine that
+            was built to stream them; None keeps all.
     """
 
     engine: str = DEFAULT_ENGINE
     execution_provider: str = DEFAULT_EXECUTION_PROVIDER
     num_threads: int | None = None
     memory: Memory = "normal"
+    allow_cpu_nodes: bool = False
+    provider_options: tuple[tuple[str, str], ...] = ()
+    cuda_graphs: bool = False
+    weight_budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Raise `EngineError` for what no machine could run."""
@@ -49,7 +64,7 @@ class EngineOptions:
 
     @property
     def name(self) -> str:
-        """The engine without its precision: "onnxruntime" or "openvino"."""
+        """The engine without its precision: "onnxruntime", "openvino", "tensorrt"."""
         return self.engine.partition(":")[0]
 
     @property
@@ -60,7 +75,10 @@ class EngineOptions:
     @property
     def uses_cpu_graphs(self) -> bool:
         """Whether graphs that were rewritten for processors run here, and are faster."""
-        return self.execution_provider == DEFAULT_EXECUTION_PROVIDER
+        return (
+            self.execution_provider == DEFAULT_EXECUTION_PROVIDER
+            and self.engine not in TENSORRT_MODULES
+        )
 
 
 def check_threads_and_memory(num_threads: int | None, memory: str) -> None:

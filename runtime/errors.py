@@ -11,7 +11,12 @@ MutoscopeError                  base; the command line prints it as one line, ex
 └── ScheduleError               a schedule table is unknown, malformed, or cannot be traced
 """
 
-from mutoscope.engines.errors import EngineError, ExecutionProviderError, MutoscopeError
+from mutoscope.engines.errors import (
+    CancelledError,
+    EngineError,
+    ExecutionProviderError,
+    MutoscopeError,
+)
 
 __all__ = [
     "BundleError",
@@ -28,10 +33,6 @@ __all__ = [
 
 class BundleError(MutoscopeError):
     """A bundle, or a file of it, is absent, damaged, or of a format this version cannot read."""
-
-
-class CancelledError(MutoscopeError):
-    """A progress callback asked to stop; nothing was written."""
 
 
 class MissingExtraError(MutoscopeError):

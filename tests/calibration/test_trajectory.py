@@ -3,7 +3,6 @@ import pytest
 
 from mutoscope.calibration.errors import CalibrationError
 from mutoscope.calibration.metrics import MAXIMUM_PSNR_DB, psnr_db
-from mutoscope.calibration.reference_clips import ForwardingEngine
 from mutoscope.calibration.samples import (
     SamplingOptions,
     generate_sample,
@@ -11,6 +10,7 @@ from mutoscope.calibration.samples import (
     open_float_pipeline,
 )
 from mutoscope.calibration.trajectory import ClipError, TrajectoryJudge, TrajectoryResult
+from mutoscope.engines.forwarding_engine import ForwardingEngine
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle

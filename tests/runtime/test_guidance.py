@@ -48,6 +48,7 @@ class FakeUnet:
 
     device = "cpu"
     properties: Mapping[str, str] = {"engine": "fake"}
+    memory_bytes: Mapping[str, int] = {}
 
     def __init__(self, record: ComponentRecord) -> None:
         def make_specs(tensors: Any) -> dict[str, TensorSpec]:
