@@ -25,7 +25,8 @@ import numpy as np
 import onnx
 
 from mutoscope.engines.onnxruntime_build import GRAPH_NAME, build_graph
-from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine, list_execution_providers
+from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
+from mutoscope.engines.onnxruntime_providers import list_execution_providers
 from mutoscope.engines.options import MEMORY_MODES, Memory
 from mutoscope.runtime.benchmarks.machine import describe_machine, format_machine
 from mutoscope.runtime.benchmarks.memory import PeakMemory, read_status, watch_memory

@@ -5,8 +5,7 @@ onnxruntime is imported when the first graph is opened.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +14,23 @@ import numpy as np
 
 from mutoscope.engines.engine import Array, Tensors, TensorSpec, check_feeds
 from mutoscope.engines.errors import EngineError, ExecutionProviderError
+from mutoscope.engines.onnxruntime_buffers import DeviceBuffers
+from mutoscope.engines.onnxruntime_module import (
+    LOG_SEVERITY_FATAL,
+    error_types,
+    first_line,
+    import_onnxruntime,
+)
+from mutoscope.engines.onnxruntime_placement import PlacementCheck
+from mutoscope.engines.onnxruntime_providers import (
+    ExecutionProvider,
+    check_provider_options,
+    find_execution_provider,
+    list_devices,
+    list_others,
+    make_cache_options,
+    preload_cuda,
+)
 from mutoscope.engines.options import (
     DEFAULT_EXECUTION_PROVIDER,
     Memory,
@@ -22,20 +38,9 @@ from mutoscope.engines.options import (
 )
 from mutoscope.engines.output_arrays import check_outputs
 
-# Short name: name in onnxruntime, and the package whose onnxruntime has it.
-EXECUTION_PROVIDERS = {
-    "cpu": ("CPUExecutionProvider", "onnxruntime"),
-    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
-    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
-    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
-    "coreml": ("CoreMLExecutionProvider", "onnxruntime"),
-    "directml": ("DmlExecutionProvider", "onnxruntime-directml"),
-    "migraphx": ("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
-    "qnn": ("QNNExecutionProvider", "onnxruntime-qnn"),
-}
-
-# onnxruntime writes its log to stderr. Everything it logs as an error it also raises.
-_LOG_SEVERITY_FATAL = 4
+# What runs on CUDA, and onnxruntime's name of the memory where inputs and outputs are kept.
+_BUFFER_DEVICES = {"cuda": "cuda", "tensorrt": "cuda"}
+_DEVICE_ID = "device_id"
 
 # Folding would convert weights that are stored in float16 once, into memory of their own; without
 # it each is converted right before its use, in every run.
@@ -63,13 +68,16 @@ class OnnxruntimeEngine:
         num_threads: int | None = None,
         memory: Memory = "normal",
         is_built: bool = False,
+        allow_cpu_nodes: bool = False,
+        provider_options: Iterable[tuple[str, str]] = (),
+        cache: Path | None = None,
     ) -> None:
         """Load the graph at `path`.
 
         Args:
             path: The ONNX file; its external data is found beside it.
-            execution_provider: A short name from EXECUTION_PROVIDERS. onnxruntime may still run
-                single nodes that a device cannot (shape arithmetic, mostly) on the CPU.
+            execution_provider: A name that `find_execution_provider` knows. "tensorrt" has "cuda"
+                behind it, for nodes that TensorRT does not take.
             num_threads: Threads for one operator on the CPU; None leaves it to onnxruntime, which
                 takes one for each core.
             memory: "low" leaves the weights in their file, where the operating system can drop
@@ -77,45 +85,58 @@ class OnnxruntimeEngine:
                 fifth or so, and results may differ by rounding; not so with a graph that is built.
             is_built: The graph was made by `mutoscope.engines.onnxruntime_build` for this machine:
                 nothing is left to optimise.
+            allow_cpu_nodes: Whether the CPU may run what another execution provider does not take.
+                If not, it may run the arithmetic of shapes alone: see
+                `mutoscope.engines.onnxruntime_placement`.
+            provider_options: onnxruntime's options of the execution provider. "device_id" is the
+                number of the device, of plugins too.
+            cache: A folder for what "tensorrt" and "tensorrt-rtx" build of the graph; None builds
+                it in each session.
 
         Raises:
             ExecutionProviderError: The execution provider is unknown, is not in this build of
-                onnxruntime, or does not start on this machine.
+                onnxruntime, does not start on this machine, or leaves nodes to the CPU.
             EngineError: The file is absent or is not a graph that onnxruntime can run.
         """
-        provider = find_execution_provider(execution_provider)
         check_threads_and_memory(num_threads, memory)
-        onnxruntime = _import_onnxruntime()
+        provider = find_execution_provider(execution_provider)
+        given = dict(provider_options)
+        check_provider_options(provider, given)
+        if cache is not None:
+            given = {**make_cache_options(provider, cache), **given}
         self._name = f"{Path(path).parent.name}/{Path(path).name}"
-        self._device = execution_provider
-        options = _make_options(onnxruntime, num_threads, memory, is_built=is_built)
-        try:
-            # Without enable_fallback=0, onnxruntime answers a provider that fails with the CPU.
-            session = onnxruntime.InferenceSession(
-                str(path),
-                options,
-                providers=[provider],
-                enable_fallback=0,
-                disabled_optimizers=_UNFOLDED if memory == "low" and not is_built else None,
-            )
-        except _error_types() as err:
-            raise EngineError(f"{path} cannot be loaded: {_first_line(err)}") from err
-        if provider not in session.get_providers():
-            raise ExecutionProviderError(
-                f"execution provider {execution_provider!r} is in this onnxruntime build but does "
-                f"not start on this machine (driver or libraries missing?): use {_available()}"
-            )
-        session.disable_fallback()
+        self._device = provider.name
+        is_on_cpu = provider.name == DEFAULT_EXECUTION_PROVIDER
+        options = _make_options(import_onnxruntime(), num_threads, memory, is_built=is_built)
+        self._placement: PlacementCheck | None = None
+        if not (is_on_cpu or allow_cpu_nodes):
+            self._placement = PlacementCheck(self._name, provider)
+            self._placement.prepare(options)
+        unfolded = _UNFOLDED if memory == "low" and not is_built else None
+        session = _open_session(str(path), options, provider, given, unfolded)
+        if self._placement is not None and self._placement.check_loaded(session):
+            self._placement = None
         self._session: Any = session
         self._run_options: Any = None
         self._binding: Any = None
+        # The shapes and types of the last inputs, which were right.
+        self._checked: dict[str, Any] | None = None
         # What the binding is of: numpy's description of each array, with its address.
         self._bound: dict[str, Any] | None = None
-        if memory == "low" and execution_provider == DEFAULT_EXECUTION_PROVIDER:
-            self._run_options = onnxruntime.RunOptions()
+        if memory == "low" and is_on_cpu:
+            self._run_options = import_onnxruntime().RunOptions()
             self._run_options.add_run_config_entry(*_SHRINK_ARENA)
         self._inputs = {node.name: _read_spec(node) for node in session.get_inputs()}
         self._outputs = {node.name: _read_spec(node) for node in session.get_outputs()}
+        self._buffers: DeviceBuffers | None = None
+        if provider.name in _BUFFER_DEVICES and not list_devices(provider):
+            self._buffers = DeviceBuffers(
+                session,
+                self._inputs,
+                self._outputs,
+                device=_BUFFER_DEVICES[provider.name],
+                device_id=int(given.get(_DEVICE_ID, 0)),
+            )
 
     @property
     def device(self) -> str:
@@ -127,7 +148,7 @@ class OnnxruntimeEngine:
         """The engine, its version, its execution provider."""
         return {
             "engine": "onnxruntime",
-            "version": str(_import_onnxruntime().__version__),
+            "version": str(import_onnxruntime().__version__),
             "device": self._device,
             "precision": "as the graph",
         }
@@ -144,8 +165,8 @@ class OnnxruntimeEngine:
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
-        """Nothing: it does not say."""
-        return {}
+        """The inputs and outputs that stay on a device; of the rest onnxruntime does not say."""
+        return {} if self._buffers is None else {"buffers": self._buffers.size_bytes}
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Nothing: a session takes all shapes alike."""
@@ -156,14 +177,47 @@ class OnnxruntimeEngine:
         """Return all outputs for these inputs, written to `outputs` where given."""
         if self._session is None:
             raise EngineError(f"{self._name} is closed: open it again")
-        check_feeds(self._name, self._inputs, feeds)
+        described = {name: (array.shape, array.dtype) for name, array in feeds.items()}
+        if described != self._checked:
+            check_feeds(self._name, self._inputs, feeds)
+            self._checked = described
         try:
-            if outputs:
-                return self._run_into(feeds, outputs)
-            arrays = self._session.run(None, dict(feeds), self._run_options)
-        except _error_types() as err:
-            raise EngineError(f"{self._name} failed: {_first_line(err)}") from err
-        return dict(zip(self._outputs, arrays, strict=True))
+            if self._buffers is not None:
+                results = self._run_on_device(self._buffers, feeds, outputs or {})
+            elif outputs:
+                results = self._run_into(feeds, outputs)
+            else:
+                arrays = self._session.run(None, dict(feeds), self._run_options)
+                results = dict(zip(self._outputs, arrays, strict=True))
+        except error_types() as err:
+            raise EngineError(f"{self._name} failed: {first_line(err)}") from err
+        if self._placement is not None:
+            self._check_first_run(self._placement)
+        return results
+
+    def _check_first_run(self, placement: PlacementCheck) -> None:
+        """Refuse a session of which the first run did work on the CPU."""
+        try:
+            placement.check_run(self._session)
+        except ExecutionProviderError:
+            self.close()
+            raise
+        self._placement = None
+
+    def _run_on_device(
+        self, buffers: DeviceBuffers, feeds: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> Tensors:
+        """Run in memory of the device, and copy the results to where they are wanted."""
+        check_outputs(self._name, self._outputs, feeds, outputs)
+        results = buffers.run(feeds, self._run_options)
+        for name, array in outputs.items():
+            if array.shape != results[name].shape:
+                raise EngineError(
+                    f"{self._name} failed: the array for {name} has the shape "
+                    f"{list(array.shape)}, the result {list(results[name].shape)}"
+                )
+            np.copyto(array, results[name])
+        return {**results, **outputs}
 
     def _run_into(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> Tensors:
         """Run through a binding of these arrays, the last one where it is of the same memory."""
@@ -197,7 +251,68 @@ class OnnxruntimeEngine:
 
     def close(self) -> None:
         """Free the session and its memory."""
-        self._session = self._binding = self._bound = None
+        if self._placement is not None:
+            self._placement.close(self._session)
+        self._session = self._binding = self._bound = self._buffers = self._placement = None
+
+
+def _open_session(
+    path: str,
+    options: Any,
+    provider: ExecutionProvider,
+    provider_options: Mapping[str, str],
+    disabled_optimizers: list[str] | None,
+) -> Any:
+    """A session on the execution provider, or an error; never one on the CPU in its place."""
+    missing = preload_cuda() if provider.name in _BUFFER_DEVICES else ()
+    try:
+        # Without enable_fallback=0, onnxruntime answers a provider that fails with the CPU.
+        session = import_onnxruntime().InferenceSession(
+            path,
+            options,
+            providers=_add_provider(options, provider, provider_options),
+            enable_fallback=0,
+            disabled_optimizers=disabled_optimizers,
+        )
+    except error_types() as err:
+        given = ", ".join(f"{key}={value}" for key, value in provider_options.items())
+        raise EngineError(
+            f"{path} cannot be loaded{f' with {given}' if given else ''}: {first_line(err)}"
+        ) from err
+    if provider.full_name not in session.get_providers():
+        reason = (
+            f"{', '.join(missing)} missing: pip install '{provider.package}[cuda,cudnn]'"
+            if missing
+            else "driver or libraries missing?"
+        )
+        raise ExecutionProviderError(
+            f"execution provider {provider.name!r} is in this onnxruntime build but does not start "
+            f"on this machine ({reason}): use {list_others(provider)}"
+        )
+    session.disable_fallback()
+    return session
+
+
+def _add_provider(
+    options: Any, provider: ExecutionProvider, provider_options: Mapping[str, str]
+) -> list[tuple[str, dict[str, str]]] | None:
+    """Put a plugin into the options of a session; return what else a session is asked for."""
+    devices = list_devices(provider)
+    if not devices:
+        providers = [(provider.full_name, dict(provider_options))]
+        if provider.name == "tensorrt":
+            cuda = {k: v for k, v in provider_options.items() if k == _DEVICE_ID}
+            providers.append((find_execution_provider("cuda").full_name, cuda))
+        return providers
+    remaining = dict(provider_options)
+    text = remaining.pop(_DEVICE_ID, "0")
+    if not text.isdecimal() or int(text) >= len(devices):
+        raise ExecutionProviderError(
+            f"provider option {_DEVICE_ID} is {text!r}; {provider.name!r} finds {len(devices)} "
+            f"device(s) here: use 0{f' to {len(devices) - 1}' if len(devices) > 1 else ''}"
+        )
+    options.add_provider_for_devices([devices[int(text)]], remaining)
+    return None
 
 
 def _make_options(
@@ -209,7 +324,7 @@ def _make_options(
     changes of the highest level. A built graph has both done, in a file that is mapped as it is.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_SEVERITY_FATAL
+    options.log_severity_level = LOG_SEVERITY_FATAL
     # A plan of a whole run is one block, beside that of the last plan: up to 1.7 times the peak,
     # and no faster where shapes may vary.
     options.enable_mem_pattern = False
@@ -235,7 +350,7 @@ def write_optimized(source: Path, target: Path, data_name: str) -> None:
     Raises:
         EngineError: onnxruntime does not load the graph, or cannot write it.
     """
-    onnxruntime = _import_onnxruntime()
+    onnxruntime = import_onnxruntime()
     options = _make_options(onnxruntime, None, "normal", is_built=False)
     options.optimized_model_filepath = str(target)
     for name, value in (
@@ -244,69 +359,11 @@ def write_optimized(source: Path, target: Path, data_name: str) -> None:
         ("save_external_prepacked_constant_initializers", "1"),
     ):
         options.add_session_config_entry(f"session.{name}", value)
-    provider = find_execution_provider(DEFAULT_EXECUTION_PROVIDER)
+    provider = find_execution_provider(DEFAULT_EXECUTION_PROVIDER).full_name
     try:
         onnxruntime.InferenceSession(str(source), options, providers=[provider], enable_fallback=0)
-    except _error_types() as err:
-        raise EngineError(f"{source} cannot be built: {_first_line(err)}") from err
-
-
-def list_execution_providers() -> list[str]:
-    """Return the short names of the execution providers in this build of onnxruntime."""
-    built_in = _import_onnxruntime().get_available_providers()
-    return [name for name, (provider, _) in EXECUTION_PROVIDERS.items() if provider in built_in]
-
-
-def find_execution_provider(name: str) -> str:
-    """Return onnxruntime's name for a short name; raises `ExecutionProviderError`."""
-    if name not in EXECUTION_PROVIDERS:
-        raise ExecutionProviderError(
-            f"execution provider {name!r} is unknown (known: {', '.join(EXECUTION_PROVIDERS)}): "
-            f"use {_available()}"
-        )
-    provider, package = EXECUTION_PROVIDERS[name]
-    if provider not in _import_onnxruntime().get_available_providers():
-        raise ExecutionProviderError(
-            f"execution provider {name!r} is not in this onnxruntime build "
-            f"(available: {_available()}): {_install_command(package)}"
-        )
-    return provider
-
-
-def _install_command(package: str) -> str:
-    """The builds of onnxruntime fill one folder, so one must go before another comes."""
-    if package == "onnxruntime":
-        return f"pip install --force-reinstall {package}"
-    return f"pip uninstall -y onnxruntime && pip install {package}"
-
-
-def _available() -> str:
-    return ", ".join(list_execution_providers())
-
-
-@functools.cache
-def _import_onnxruntime() -> ModuleType:
-    import onnxruntime
-
-    # Loading and device discovery log outside of any session.
-    onnxruntime.set_default_logger_severity(_LOG_SEVERITY_FATAL)
-    module: ModuleType = onnxruntime
-    return module
-
-
-@functools.cache
-def _error_types() -> tuple[type[Exception], ...]:
-    """The exceptions of onnxruntime, which have no common base but Exception."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    own = (getattr(state, name) for name in dir(state))
-    found = (kind for kind in own if isinstance(kind, type) and issubclass(kind, Exception))
-    return (*found, ValueError, RuntimeError)
-
-
-def _first_line(err: Exception) -> str:
-    lines = str(err).strip().splitlines()
-    return lines[0] if lines else type(err).__name__
+    except error_types() as err:
+        raise EngineError(f"{source} cannot be built: {first_line(err)}") from err
 
 
 def _read_spec(node: Any) -> TensorSpec:

@@ -20,6 +20,7 @@ TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 ENGINES = ("onnxruntime", "openvino:f32", "openvino:bf16", *TENSORRT_MODULES, AUTO)
 DEFAULT_ENGINE = "onnxruntime"
 DEFAULT_EXECUTION_PROVIDER = "cpu"
+_CPU_FULL_NAME = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,27 @@ class EngineOptions:
         if self.engine not in (*ENGINES, "openvino"):
             raise EngineError(f"engine is {self.engine!r}: use one of {', '.join(ENGINES)}")
         check_threads_and_memory(self.num_threads, self.memory)
-        if self.name != DEFAULT_ENGINE and self.execution_provider != DEFAULT_EXECUTION_PROVIDER:
-            raise EngineError(
-                f"execution_provider is {self.execution_provider!r}, which is onnxruntime's: leave "
-                f"it out with engine {self.engine!r}, or use engine 'onnxruntime'"
-            )
+        if self.execution_provider == _CPU_FULL_NAME:
+            object.__setattr__(self, "execution_provider", DEFAULT_EXECUTION_PROVIDER)
+        for name, is_default in (
+            ("execution_provider", self.execution_provider == DEFAULT_EXECUTION_PROVIDER),
+            ("allow_cpu_nodes", not self.allow_cpu_nodes),
+            ("provider_options", not self.provider_options),
+        ):
+            if not is_default and self.name != DEFAULT_ENGINE:
+                raise EngineError(
+                    f"{name} is {getattr(self, name)!r}, which is onnxruntime's: leave it out with "
+                    f"engine {self.engine!r}, or use engine {DEFAULT_ENGINE!r}"
+                )
+        for name, is_default in (
+            ("cuda_graphs", not self.cuda_graphs),
+            ("weight_budget_bytes", self.weight_budget_bytes is None),
+        ):
+            if not is_default and self.name not in (*TENSORRT_MODULES, AUTO):
+                raise EngineError(
+                    f"{name} is {getattr(self, name)!r}, which is TensorRT's: leave it out with "
+                    f"engine {self.engine!r}, or use engine {AUTO!r}"
+                )
 
     @property
     def name(self) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import click
 
-from mutoscope.engines.onnxruntime_engine import EXECUTION_PROVIDERS
+from mutoscope.engines.onnxruntime_providers import EXECUTION_PROVIDERS
 from mutoscope.engines.options import (
+    AUTO,
     DEFAULT_ENGINE,
     DEFAULT_EXECUTION_PROVIDER,
     ENGINES,
     MEMORY_MODES,
+    TENSORRT_MODULES,
     EngineOptions,
     Memory,
 )
@@ -80,22 +83,42 @@ variant_option = click.option(
     help=f"{VARIANT_HELP}. Components that do not have it run their default.",
 )
 
-engine_option = click.option(
-    "--engine",
-    metavar="NAME",
-    type=click.Choice([*ENGINES, "openvino"]),
-    default=DEFAULT_ENGINE,
-    show_default=True,
-    help="What runs the graphs: onnxruntime, openvino:f32 (or openvino) or openvino:bf16, which is "
+_GRAPH_ENGINE_HELP = (
+    "What runs the graphs: onnxruntime, openvino:f32 (or openvino) or openvino:bf16, which is "
     "faster and less exact, and what OpenVINO itself takes where the processor has it. Both need "
-    "mutoscope[openvino] and compile for each size.",
+    "mutoscope[openvino] and compile for each size."
+)
+
+
+def _make_engine_option(names: Sequence[str], text: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--engine",
+        metavar="NAME",
+        type=click.Choice(names),
+        default=DEFAULT_ENGINE,
+        show_default=True,
+        help=text,
+    )
+
+
+# Of what runs a graph as it is, with nothing built before.
+engine_option = _make_engine_option(
+    [*(name for name in ENGINES if name not in (*TENSORRT_MODULES, AUTO)), "openvino"],
+    _GRAPH_ENGINE_HELP,
+)
+_any_engine_option = _make_engine_option(
+    [*ENGINES, "openvino"],
+    f"{_GRAPH_ENGINE_HELP} tensorrt and tensorrt-rtx run what was built for this GPU and compared "
+    "here (see the commands build and verify). auto takes for each component the fastest of these, "
+    "and onnxruntime for the rest.",
 )
 execution_provider_option = click.option(
     "--execution-provider",
     metavar="NAME",
     default=DEFAULT_EXECUTION_PROVIDER,
     show_default=True,
-    help=f"What onnxruntime runs on: {', '.join(EXECUTION_PROVIDERS)}.",
+    help=f"What onnxruntime runs on: {', '.join(EXECUTION_PROVIDERS)}, or any other that this "
+    "build of onnxruntime has.",
 )
 num_threads_option = click.option(
     "--num-threads",
@@ -103,6 +126,55 @@ num_threads_option = click.option(
     metavar="N",
     show_default="one for each core",
     help="Threads for one operator on the CPU.",
+)
+
+
+def read_pairs(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of an option that is KEY=VALUE, for click's `callback`."""
+    pairs: dict[str, str] = {}
+    for text in values:
+        key, separator, value = (part.strip() for part in text.partition("="))
+        if not (key and separator and value):
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE: use for example device_id=1")
+        if key in pairs:
+            raise click.BadParameter(f"{key!r} is given twice: give it once")
+        pairs[key] = value
+    return tuple(pairs.items())
+
+
+_DEVICE_OPTIONS = (
+    click.option(
+        "--allow-cpu-nodes",
+        is_flag=True,
+        help="Let onnxruntime run on the CPU what the execution provider does not take. Otherwise "
+        "that is an error, unless it is only the arithmetic of shapes.",
+    ),
+    click.option(
+        "--provider-option",
+        "provider_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=read_pairs,
+        help="An option of onnxruntime's execution provider, such as device_id=1, passed on as it "
+        "is. Can be given again.",
+    ),
+    click.option(
+        "--cuda-graphs",
+        is_flag=True,
+        help="With tensorrt and tensorrt-rtx: record the run of each size, and play it again. "
+        "Faster where a graph is many small kernels.",
+    ),
+    click.option(
+        "--weight-budget",
+        "weight_budget_bytes",
+        metavar="SIZE",
+        callback=read_bytes_option,
+        show_default="all weights",
+        help="With an engine built with --weight-streaming: what its weights may take on the GPU, "
+        "e.g. 1GiB. Less is slower.",
+    ),
 )
 
 
@@ -123,18 +195,13 @@ def engine_options(*, default_memory: Memory = "normal") -> Callable[[Any], Any]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
-        def run(
-            *arguments: Any,
-            engine: str,
-            execution_provider: str,
-            num_threads: int | None,
-            memory: Memory,
-            **options: Any,
-        ) -> Any:
-            chosen = EngineOptions(engine, execution_provider, num_threads, memory)
-            return command(*arguments, engine_options=chosen, **options)
+        def run(*arguments: Any, **options: Any) -> Any:
+            chosen = {field.name: options.pop(field.name) for field in fields(EngineOptions)}
+            return command(*arguments, engine_options=EngineOptions(**chosen), **options)
 
-        with_memory = memory_option(run)
-        return engine_option(execution_provider_option(num_threads_option(with_memory)))
+        order = (_any_engine_option, execution_provider_option, num_threads_option, memory_option)
+        for option in reversed((*order, *_DEVICE_OPTIONS)):
+            run = option(run)
+        return run
 
     return decorate

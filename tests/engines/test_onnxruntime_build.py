@@ -110,7 +110,8 @@ def measure_loaded(path: Path, *, is_built: bool) -> int:
     """Anonymous memory that loading adds, in bytes, in a process of its own."""
     program = """
 import sys
-from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine, list_execution_providers
+from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
+from mutoscope.engines.onnxruntime_providers import list_execution_providers
 from mutoscope.runtime.benchmarks.memory import read_status
 
 list_execution_providers()

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mutoscope.engines import onnxruntime_engine, onnxruntime_providers
 from mutoscope.engines.errors import EngineError, ExecutionProviderError
-from mutoscope.engines.onnxruntime_engine import (
-    EXECUTION_PROVIDERS,
-    OnnxruntimeEngine,
-    list_execution_providers,
-)
+from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
 
 
 @pytest.fixture(scope="module")
@@ -179,37 +177,154 @@ def test_run_after_close_says_so(engine: OnnxruntimeEngine) -> None:
         engine.run({"first": rows(1), "second": rows(1)})
 
 
-def test_an_unknown_execution_provider_is_refused_with_those_there_are(graph_path: Path) -> None:
-    with pytest.raises(ExecutionProviderError, match=r"'gpu' is unknown \(known: cpu, cuda, .*cpu"):
-        OnnxruntimeEngine(graph_path, execution_provider="gpu")
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """The providers that sessions are asked for, of a build with CUDA without a driver.
 
-
-def test_an_execution_provider_that_is_not_built_in_is_refused_with_the_way_to_get_it(
-    graph_path: Path,
-) -> None:
-    missing = [name for name in EXECUTION_PROVIDERS if name not in list_execution_providers()]
-    for name in missing:
-        package = EXECUTION_PROVIDERS[name][1]
-        message = rf"'{name}' is not in this onnxruntime build \(available: .*\): pip .*"
-        with pytest.raises(ExecutionProviderError, match=message + package):
-            OnnxruntimeEngine(graph_path, execution_provider=name)
-
-
-def test_a_provider_that_does_not_start_is_an_error_and_never_the_cpu(
-    graph_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What onnxruntime-gpu does on a machine without a driver: it opens a session on the CPU.
+    There, onnxruntime opens a session on the CPU.
+    """
     import onnxruntime
 
+    asked: list[object] = []
+
     def open_on_the_cpu(path: str, options: object, *, providers: object, **others: object):
+        asked.append(providers)
         return session_type(path, options, providers=["CPUExecutionProvider"])
 
     session_type = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_on_the_cpu)
-    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    onnxruntime_providers.preload_cuda.cache_clear()
+    available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    yield asked
+    onnxruntime_providers.preload_cuda.cache_clear()
+
+
+def test_a_provider_that_does_not_start_is_an_error_and_never_the_cpu(
+    graph_path: Path, asked_for: list[object]
+) -> None:
     with pytest.raises(ExecutionProviderError, match="'cuda' is in this onnxruntime build but"):
+        OnnxruntimeEngine(
+            graph_path, execution_provider="cuda", provider_options=(("device_id", "1"),)
+        )
+    assert asked_for == [[("CUDAExecutionProvider", {"device_id": "1"})]]
+
+
+def test_cuda_says_which_of_its_libraries_are_missing_and_prints_nothing(
+    graph_path: Path,
+    asked_for: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import onnxruntime
+
+    def preload(directory: str) -> None:
+        # What onnxruntime-gpu 1.31 printed on a machine without CUDA.
+        for name in ("libcublasLt.so.13", "libcurand.so.10"):
+            print(f"Failed to load {name}: {name}: cannot open shared object file: No such file")
+        print("Please follow https://onnxruntime.ai/docs/install/#cuda-and-cudnn to install CUDA.")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    message = (
+        r"does not start on this machine \(libcublasLt.so.13, libcurand.so.10 missing: "
+        r"pip install 'onnxruntime-gpu\[cuda,cudnn\]'\): use cpu"
+    )
+    with pytest.raises(ExecutionProviderError, match=message):
         OnnxruntimeEngine(graph_path, execution_provider="cuda")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tensorrt_has_cuda_behind_it_and_keeps_what_it_builds_in_the_cache(
+    graph_path: Path, tmp_path: Path, asked_for: list[object]
+) -> None:
+    with pytest.raises(ExecutionProviderError, match="'tensorrt' is in this onnxruntime build but"):
+        OnnxruntimeEngine(
+            graph_path,
+            execution_provider="tensorrt",
+            provider_options=(("device_id", "1"), ("trt_timing_cache_enable", "False")),
+            cache=tmp_path,
+        )
+    [[(tensorrt, options), cuda]] = asked_for
+    assert tensorrt == "TensorrtExecutionProvider"
+    assert options["trt_engine_cache_path"] == str(tmp_path)
+    assert (options["device_id"], options["trt_timing_cache_enable"]) == ("1", "False")
+    assert cuda == ("CUDAExecutionProvider", {"device_id": "1"})
+
+
+def test_an_option_that_the_provider_does_not_take_is_one_line_that_names_it(
+    graph_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    def refuse(*arguments: object, **others: object) -> None:
+        raise RuntimeError(
+            "/onnxruntime_src/onnxruntime/core/framework/provider_options_utils.h:147 void "
+            'Parse(const ProviderOptions&) unknown provider option: "device"\n\nsecond line'
+        )
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    message = r'cannot be loaded with device=1: unknown provider option: "device"$'
+    with pytest.raises(EngineError, match=message):
+        OnnxruntimeEngine(
+            graph_path, execution_provider="azure", provider_options=(("device", "1"),)
+        )
+
+
+def test_the_cpu_takes_no_provider_options(graph_path: Path) -> None:
+    with pytest.raises(ExecutionProviderError, match="'cpu' has no options, but device_id was giv"):
+        OnnxruntimeEngine(graph_path, provider_options=(("device_id", "0"),))
+
+
+@pytest.fixture
+def buffered_engine(graph_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnnxruntimeEngine:
+    """An engine that keeps its inputs and outputs on the device as with CUDA, which is the CPU."""
+    monkeypatch.setattr(onnxruntime_engine, "_BUFFER_DEVICES", {"cpu": "cpu"})
+    return OnnxruntimeEngine(graph_path, num_threads=1)
+
+
+def test_an_engine_with_buffers_gives_new_arrays_or_fills_those_given(
+    buffered_engine: OnnxruntimeEngine,
+) -> None:
+    total = np.empty((2, 3), np.float32)
+    first = buffered_engine.run({"first": rows(2), "second": rows(2)})["total"]
+    given = buffered_engine.run({"first": 2 * rows(2), "second": rows(2)}, {"total": total})
+    assert given["total"] is total
+    assert (first == 2).all()
+    assert (total == 3).all()
+    assert buffered_engine.memory_bytes == {"buffers": 3 * 2 * 3 * 4}
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_an_engine_with_buffers_refuses_an_output_array_of_a_wrong_length(
+    buffered_engine: OnnxruntimeEngine, length: int
+) -> None:
+    total = np.full((length, 3), 7, np.float32)
+    message = rf"sum/model.onnx failed: the array for total has the shape \[{length}, 3\]"
+    with pytest.raises(EngineError, match=message):
+        buffered_engine.run({"first": rows(2), "second": rows(2)}, {"total": total})
+    assert (total == 7).all()
+
+
+def test_an_engine_with_buffers_is_closed_like_any_other(
+    buffered_engine: OnnxruntimeEngine,
+) -> None:
+    buffered_engine.run({"first": rows(1), "second": rows(1)})
+    buffered_engine.close()
+    assert buffered_engine.memory_bytes == {}
+    with pytest.raises(EngineError, match=r"sum/model.onnx is closed"):
+        buffered_engine.run({"first": rows(1), "second": rows(1)})
+
+
+def test_feeds_are_checked_again_when_they_change(engine: OnnxruntimeEngine) -> None:
+    engine.run({"first": rows(2), "second": rows(2)})
+    for feeds in (
+        {"first": rows(2), "second": rows(3)},
+        {"first": rows(2), "second": rows(2, "float64")},
+        {"first": rows(2)},
+    ):
+        with pytest.raises(EngineError, match=r"sum/model.onnx"):
+            engine.run(feeds)
+    assert (engine.run({"first": rows(2), "second": rows(2)})["total"] == 2).all()
 
 
 @pytest.mark.parametrize("keep", [0, 20, 100])
@@ -283,7 +398,8 @@ def measure_memory(path: Path, memory: str) -> dict[str, float]:
     program = """
 import json, sys
 import numpy as np
-from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine, list_execution_providers
+from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
+from mutoscope.engines.onnxruntime_providers import list_execution_providers
 
 def read():
     lines = open("/proc/self/status").read().splitlines()

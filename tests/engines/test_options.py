@@ -16,6 +16,9 @@ def test_an_engine_is_a_name_and_a_precision() -> None:
         "onnxruntime": ("onnxruntime", "f32"),
         "openvino:f32": ("openvino", "f32"),
         "openvino:bf16": ("openvino", "bf16"),
+        "tensorrt": ("tensorrt", "f32"),
+        "tensorrt-rtx": ("tensorrt-rtx", "f32"),
+        "auto": ("auto", "f32"),
     }
     assert EngineOptions("openvino").precision == "f32"
 
@@ -31,6 +34,19 @@ def test_an_engine_is_a_name_and_a_precision() -> None:
             {"engine": "openvino", "execution_provider": "cuda"},
             "execution_provider is 'cuda', which is onnxruntime's: leave it out with engine 'open",
         ),
+        (
+            {"engine": "tensorrt", "allow_cpu_nodes": True},
+            "allow_cpu_nodes is True, which is onnxruntime's",
+        ),
+        (
+            {"engine": "auto", "provider_options": (("device_id", "1"),)},
+            "provider_options is .*, which is onnxruntime's",
+        ),
+        ({"cuda_graphs": True}, "cuda_graphs is True, which is TensorRT's: leave it out with eng"),
+        (
+            {"engine": "openvino", "weight_budget_bytes": 1},
+            "weight_budget_bytes is 1, which is TensorRT's",
+        ),
     ],
 )
 def test_what_no_machine_could_run_is_refused(options: dict[str, object], message: str) -> None:
@@ -41,7 +57,14 @@ def test_what_no_machine_could_run_is_refused(options: dict[str, object], messag
 def test_rewritten_graphs_are_for_processors_alone() -> None:
     assert EngineOptions().uses_cpu_graphs
     assert EngineOptions("openvino:f32").uses_cpu_graphs
+    assert EngineOptions(execution_provider="CPUExecutionProvider").uses_cpu_graphs
     assert not EngineOptions(execution_provider="cuda").uses_cpu_graphs
+    assert not EngineOptions("tensorrt").uses_cpu_graphs
+
+
+def test_a_graph_is_not_run_by_what_needs_it_built() -> None:
+    with pytest.raises(EngineError, match=r"model.onnx is a graph, and tensorrt runs only what wa"):
+        open_engine(Path(GRAPH), EngineOptions("tensorrt"))
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino:f32"])
