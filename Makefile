@@ -6,7 +6,7 @@ CHECKPOINT := checkpoints/moving-shapes
 DEFAULT_BUNDLE := runtime/default_bundle
 PROMPT ?= a red circle moves left on a gray background
 
-.PHONY: help env demo test test-slow check format wheel check-wheel default-bundle benchmark docs clean
+.PHONY: help env demo test test-slow test-gpu check format wheel check-wheel default-bundle benchmark benchmark-gpu docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -27,11 +27,14 @@ demo: env  ## Export the shipped checkpoint and write a video to demo/
 	$(BIN)/mutoscope generate "$(PROMPT)" --bundle demo/bundle --seed 7 -o demo/video.gif --force
 	@echo "Look at demo/video.mp4 and demo/video.gif"
 
-test: env  ## Run the test suite (what CI runs)
-	$(BIN)/python -m pytest
+test: env  ## Run the test suite, one process for each core (what CI runs)
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: env  ## Run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: env  ## Run the tests that need an NVIDIA GPU, as far as this machine can
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: env  ## Lint, types, layers
 	$(BIN)/python scripts/dev_links.py
@@ -61,6 +64,9 @@ benchmark: env  ## Measure the components, prompt accuracy, clips against diffus
 	$(BIN)/python -m benchmarks.prompt_accuracy --bundle $(DEFAULT_BUNDLE)
 	$(BIN)/python -m benchmarks.against_diffusers --checkpoint $(CHECKPOINT)
 	$(BIN)/python -m benchmarks.sampler_overhead
+
+benchmark-gpu: env  ## Measure all that runs on this machine's GPU, beside PyTorch
+	$(BIN)/python -m benchmarks.gpu --checkpoint $(CHECKPOINT) --record
 
 docs: env  ## Write docs/cli.md from the commands' own help
 	$(BIN)/python scripts/write_cli_docs.py

@@ -16,6 +16,8 @@ from typing import Any, Final
 from benchmarks import (
     calibration_memory,
     cpu_rewrites,
+    engine_overhead,
+    gpu_table,
     int8_methods,
     layer_sensitivity,
     operator_profile,
@@ -111,6 +113,8 @@ FORMATS: Final[dict[str, Callable[[dict[str, Any]], Iterator[str]]]] = {
     "layer-sensitivity": layer_sensitivity.describe,
     "variant-quality": variant_quality.describe,
     "calibration-memory": calibration_memory.describe,
+    "engine-overhead": engine_overhead.describe,
+    "gpu": gpu_table.describe,
 }
 
 if __name__ == "__main__":
