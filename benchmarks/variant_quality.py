@@ -24,9 +24,9 @@ from benchmarks.prompt_accuracy import (
     open_bundle,
     score_readings,
 )
-from mutoscope.calibration.metrics import psnr_db
 from mutoscope.runtime.benchmarks.machine import describe_machine, format_machine
 from mutoscope.runtime.bundle import Bundle, list_graph_files
+from mutoscope.runtime.metrics import psnr_db
 
 FLOAT: Final = "float32"
 STEPS: Final = "25,4"

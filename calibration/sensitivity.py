@@ -9,12 +9,12 @@ import numpy as np
 
 from mutoscope.calibration.graph_session import open_graph
 from mutoscope.calibration.layer_timing import GroupTiming
-from mutoscope.calibration.metrics import relative_error
 from mutoscope.calibration.quantized_graphs import (
     LayerQuantization,
     make_int8_graph_for_processors,
 )
 from mutoscope.engines.engine import Tensors
+from mutoscope.runtime.metrics import relative_error
 
 # Groups are tried one at a time: (how many are done, of how many).
 OnGroup = Callable[[int, int], None]

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from mutoscope.calibration.collection import make_state_key
 from mutoscope.calibration.errors import CalibrationError
-from mutoscope.calibration.metrics import psnr_db, relative_error
 from mutoscope.calibration.reference_clips import (
     DenoiserPass,
     Place,
@@ -45,6 +44,7 @@ from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.manifest import DENOISERS
+from mutoscope.runtime.metrics import psnr_db, relative_error
 from mutoscope.runtime.sampler import F32, OnStep, StepInfo
 from mutoscope.runtime.video import Video
 
@@ -96,11 +96,6 @@ class TrajectoryResult:
     def median_latents_error(self) -> float:
         """The median over the clips."""
         return median(clip.latents_error for clip in self.clips)
-
-    @property
-    def maximum_latents_error(self) -> float:
-        """That of the worst clip."""
-        return max(clip.latents_error for clip in self.clips)
 
 
 class TrajectoryJudge:
@@ -209,15 +204,12 @@ class TrajectoryJudge:
     def measure(
         self,
         engines: Mapping[str, Engine],
-        *,
-        num_clips: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> TrajectoryResult:
         """Make clips with candidates in the place of components, and compare them.
 
         Args:
             engines: The candidates, by component; they stay open.
-            num_clips: Make only the first clips; None makes all.
             on_progress: Called after each step; returns False to cancel.
 
         Raises:
@@ -226,7 +218,7 @@ class TrajectoryJudge:
         """
         clips = []
         with self._replaced(engines):
-            for index, sample in enumerate(self.samples[:num_clips]):
+            for index, sample in enumerate(self.samples):
                 reference, errors = self.load_clip(index), list[float]()
                 on_step = self._compare_steps(index, reference.step_latents, errors, on_progress)
                 video = self._generate(index, on_step)

@@ -11,11 +11,11 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from mutoscope.calibration.metrics import cosine_similarity, max_abs_error, psnr_db
 from mutoscope.export.errors import ExportParityError
 from mutoscope.export.families.contract import Arrays, ComponentExport
 from mutoscope.export.library_noise import quiet_libraries
 from mutoscope.runtime.manifest import ParityRecord
+from mutoscope.runtime.metrics import cosine_similarity, max_abs_error, psnr_db
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,62 @@
-"""Engines that were built of a bundle's graphs on this machine: where they lie, and which one fits.
+"""Engines that were built of a bundle's graphs: where they lie, and which of them fit this machine.
 
 They lie in the bundle, under engines/, or in the user's cache where the bundle cannot be written or
 is the one that ships with mutoscope:
 
-    engines/BUILD_KEY/COMPONENT-DIGEST/    model.onnx, its data, and build.json, which describes it
+    engines/KEY/COMPONENT-DIGEST/    the files of the engine; build.json, which describes it;
+                                     proof.json, what its results were compared with
 
-BUILD_KEY says what built engines are good for (`make_build_key`), DIGEST which graph and weights
-they were built of. The manifest knows nothing of them: they can be removed at any time.
+KEY says what the engines are good for, DIGEST which graph and weights they were built of. The
+manifest knows nothing of them: they can be removed at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from mutoscope.engines.engine import Array
-from mutoscope.engines.onnxruntime_build import GRAPH_NAME, build_graph, make_build_key
-from mutoscope.engines.options import DEFAULT_ENGINE, DEFAULT_EXECUTION_PROVIDER, EngineOptions
+from mutoscope.engines.onnxruntime_build import GRAPH_NAME, BuildReport, make_build_key
+from mutoscope.engines.tensorrt_build import TensorrtBuildOptions
+from mutoscope.engines.tensorrt_platform import EnginePlatform, find_misfit, make_platform
 from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH, Bundle, list_graph_files
 from mutoscope.runtime.cache import find_cache
 from mutoscope.runtime.errors import BundleError, OutputError
 from mutoscope.runtime.json_records import read_record, write_record
 from mutoscope.runtime.outputs import new_folder
+from mutoscope.runtime.shape_ranges import ClipRange
 
 ENGINES_FOLDER = "engines"
 RECORD_NAME = "build.json"
+PROOF_NAME = "proof.json"
+PLAN_NAME = "model.plan"
 
-# Without a configuration of its own, Python writes warnings to stderr as they are.
-_LOGGER = logging.getLogger(__name__)
 _DIGEST_DIGITS = 16
 # Prepacked weights lie beside those that they were made of.
 _SPACE_FACTOR = 1.6
+
+
+@dataclass(frozen=True)
+class TensorrtRecord:
+    """How an engine was built for TensorRT.
+
+    Attributes:
+        platform: What it is good for.
+        clips: The clips that it takes.
+        options: How it was built.
+        seconds_build: How long that took.
+    """
+
+    platform: EnginePlatform
+    clips: ClipRange
+    options: TensorrtBuildOptions
+    seconds_build: float
 
 
 @dataclass(frozen=True)
@@ -46,22 +64,44 @@ class BuildRecord:
     """What a built engine is.
 
     Attributes:
-        engine: What it was built for, e.g. "onnxruntime".
+        engine: What it was built for: "onnxruntime", "tensorrt" or "tensorrt-rtx".
         component: A key of the manifest's components.
         graph: The graph that it was built of, by its path in the bundle.
         files: The size of each of its files, in bytes.
-        seconds_load_before: Time to load that graph when it was built, in seconds.
-        seconds_load_after: Time to load the built one.
-        max_relative_error: How far their outputs were apart, relative to the largest value.
+        load: Of an engine for onnxruntime.
+        tensorrt: Of an engine for TensorRT.
     """
 
     engine: str
     component: str
     graph: str
     files: dict[str, int]
-    seconds_load_before: float
-    seconds_load_after: float
-    max_relative_error: float
+    load: BuildReport | None = None
+    tensorrt: TensorrtRecord | None = None
+
+
+@dataclass(frozen=True)
+class ProofRecord:
+    """How close an engine came to onnxruntime on the CPU, on one device.
+
+    Attributes:
+        psnr_db: Of the worst of its outputs.
+        minimum_psnr_db: What is needed for the engine to be used.
+        seconds_run: Median time of a run of the usual size, copies included.
+        device: Where it ran, in words.
+        platform: What it ran with; a proof is good for the same version and GPU only.
+    """
+
+    psnr_db: float
+    minimum_psnr_db: float
+    seconds_run: float
+    device: str
+    platform: EnginePlatform
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the engine may be used; written so that it is False for NaN."""
+        return self.psnr_db >= self.minimum_psnr_db
 
 
 @dataclass(frozen=True)
@@ -72,18 +112,39 @@ class BuiltEngine:
         folder: Where it lies.
         component: What it was built of.
         variant: The variant of the component that it was built of; None if that is not there now.
-        problem: Why it is not used, in words; None if it is.
+        record: What it says of itself; None if that cannot be read.
+        misfit: Why it cannot be loaded here, in words; None if it can.
+        is_of_graph: Whether it was built of a graph that the bundle has now.
+        proof: What its results were on this kind of device; None if they were not compared.
     """
 
     folder: Path
     component: str
     variant: str | None
-    problem: str | None = None
+    record: BuildRecord | None
+    misfit: str | None = None
+    is_of_graph: bool = True
+    proof: ProofRecord | None = None
 
     @property
-    def graph(self) -> Path:
+    def problem(self) -> str | None:
+        """Why it is not used, in words; None if it is."""
+        if self.misfit or self.record is None or self.record.tensorrt is None:
+            return self.misfit
+        if self.proof is None:
+            return "its results were not compared yet"
+        if not self.proof.is_passed:
+            return (
+                f"its results come to {self.proof.psnr_db:.1f} dB of onnxruntime's on the CPU, "
+                f"{self.proof.minimum_psnr_db:g} are needed"
+            )
+        return None
+
+    @property
+    def path(self) -> Path:
         """The file to load."""
-        return self.folder / GRAPH_NAME
+        is_plan = self.record is not None and self.record.tensorrt is not None
+        return self.folder / (PLAN_NAME if is_plan else GRAPH_NAME)
 
     @property
     def size_bytes(self) -> int:
@@ -91,63 +152,24 @@ class BuiltEngine:
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
 
-class GraphFinder:
-    """Finds the graph to load for a component: a built one where there is one that fits."""
-
-    def __init__(self, bundle: Bundle, options: EngineOptions, variant: str | None = None) -> None:
-        """Prepare to find the graphs that these options run of a variant; see `Components`.
-
-        Raises:
-            ParameterError: No component has this variant.
-        """
-        bundle.check_variant(variant)
-        self._bundle = bundle
-        self._options = options
-        self._variant = variant
-        self._noted = False
-
-    def find(self, name: str) -> tuple[Path, bool]:
-        """Return the path of a component's graph, and whether it is a built one.
-
-        The log has one warning if an engine was built but does not fit any more.
-
-        Raises:
-            BundleError: A file of the component is damaged.
-            ParameterError: The bundle has no such component.
-        """
-        options = self._options
-        variant = self._bundle.find_component(name).choose_variant(self._variant)
-        runs_built = options.execution_provider == DEFAULT_EXECUTION_PROVIDER
-        if options.name == DEFAULT_ENGINE and runs_built:
-            built = list(find_built(self._bundle, name, variant))
-            for engine in built:
-                if engine.problem is None:
-                    return engine.graph, True
-            if built and not self._noted:
-                self._noted = True
-                which = f" --variant {self._variant}" if self._variant else ""
-                _LOGGER.warning(
-                    "%s is loaded as it was exported, since what was built of it does not fit any "
-                    "more: %s; to build it again: mutoscope build %s%s",
-                    name, built[-1].problem, self._bundle.path, which,
-                )  # fmt: skip
-        return self._bundle.load_graph(name, variant, for_cpu=options.uses_cpu_graphs), False
-
-
-def find_built(bundle: Bundle, name: str, variant: str | None = None) -> Iterator[BuiltEngine]:
+def find_built(
+    bundle: Bundle, name: str, variant: str | None = None, engine: str | None = None
+) -> Iterator[BuiltEngine]:
     """Yield what was built of a component, whether it fits or not.
 
     Args:
         bundle: The bundle.
         name: A key of its components.
         variant: Leave out what was built of its other variants; None yields all.
+        engine: Leave out what was built for others, but not what is damaged; None yields all.
 
     Raises:
         ParameterError: The bundle has no such component.
     """
     component = bundle.find_component(name)
     graphs = {component.find_cpu_graph(known): known for known in component.variants}
-    digests = {_find_digest(bundle, name, graph): graph for graph in graphs}
+    graphs |= {graph: known for known, graph in component.variants.items()}
+    digests = {find_digest(bundle, name, graph): graph for graph in graphs}
     prefix = f"{quote(name, safe='')}-"
     for root in (bundle.path / ENGINES_FOLDER, find_cache() / ENGINES_FOLDER):
         for folder in sorted(root.glob(f"*/{prefix}*")):
@@ -155,27 +177,32 @@ def find_built(bundle: Bundle, name: str, variant: str | None = None) -> Iterato
             # The cache has the engines of other bundles too.
             if len(found) != _DIGEST_DIGITS or not (found in digests or in_bundle):
                 continue
-            built_of = graphs.get(digests.get(found) or _read_graph(folder))
-            if variant is None or built_of in (variant, None):
-                yield BuiltEngine(folder, name, built_of, _find_problem(folder, found in digests))
+            built = _read_built(folder, name, digests.get(found), graphs)
+            is_of_other = built.record is not None and engine not in (built.record.engine, None)
+            if not is_of_other and (variant is None or built.variant in (variant, None)):
+                yield built
 
 
-def _read_graph(folder: Path) -> str:
-    """The graph that a built engine says that it was built of; none if it is damaged."""
-    with suppress(BundleError):
-        return load_record(folder).graph
-    return ""
+def _read_built(folder: Path, name: str, graph: str | None, graphs: dict[str, str]) -> BuiltEngine:
+    """What lies in a folder, which is named after this graph of the bundle or after none."""
+    record = proof = None
+    try:
+        record = load_record(folder)
+        misfit = _find_misfit(folder, record) if graph else None
+        proof = None if misfit else load_proof(folder, record)
+    except BundleError as err:
+        misfit = str(err)
+    if graph is None:
+        misfit = "it was built of another graph or of other weights"
+    variant = graphs.get(graph or (record.graph if record else ""))
+    return BuiltEngine(folder, name, variant, record, misfit, graph is not None, proof)
 
 
-def _find_problem(folder: Path, same_graph: bool) -> str | None:
-    if not same_graph:
-        return "it was built of another graph or of other weights"
+def _find_misfit(folder: Path, record: BuildRecord) -> str | None:
+    if record.tensorrt is not None:
+        return find_misfit(record.tensorrt.platform)
     if folder.parent.name != make_build_key():
         return f"it was built for {folder.parent.name}; this is {make_build_key()}"
-    try:
-        load_record(folder)
-    except BundleError as err:
-        return str(err)
     return None
 
 
@@ -189,49 +216,65 @@ def load_record(folder: Path) -> BuildRecord:
         raise BundleError(f"{path} or what it lists cannot be read ({err})") from err
     if sizes != record.files:
         raise BundleError(f"{folder} has files of other sizes than {RECORD_NAME} lists")
+    if (record.load is None) == (record.tensorrt is None):
+        raise BundleError(f"{path} cannot be read (it is not of one kind of engine)")
     return record
 
 
-def build_component(
-    bundle: Bundle, name: str, feeds: dict[str, Array], variant: str | None = None
-) -> BuiltEngine:
-    """Build a component for onnxruntime on this machine, again if need be, and return it.
+def load_proof(folder: Path, record: BuildRecord) -> ProofRecord | None:
+    """Return what an engine's results were with what would run it here.
+
+    None if they were not compared, or with something else, or if the file is damaged: then they
+    are to be compared again.
+
+    Raises:
+        EngineError: There is nothing here that would run it.
+    """
+    if record.tensorrt is None:
+        return None
+    try:
+        value = json.loads((folder / PROOF_NAME).read_bytes())
+        proof = read_record(ProofRecord, value, PROOF_NAME)
+    except (OSError, ValueError, BundleError):
+        return None
+    here = make_platform(record.engine, TensorrtBuildOptions())
+    return proof if proof.platform == here else None
+
+
+def write_built(
+    bundle: Bundle,
+    name: str,
+    graph: str,
+    key: str,
+    make: Callable[[Path], BuildRecord],
+) -> Path:
+    """Write an engine in place of the one with the same key, if there is one; return its folder.
 
     Args:
         bundle: The bundle.
-        name: A key of its components.
-        feeds: Inputs that the graph and what is built of it are compared with.
-        variant: The variant to build, if the component has it; its default variant if not.
+        name: The component that it is built of.
+        graph: The graph, by its path in the bundle.
+        key: What the engine is good for.
+        make: Writes the files of the engine into a folder, and returns what it is; its `files` are
+            found here.
 
     Raises:
-        BundleError: A file of the component is damaged.
-        EngineError: The graph cannot be built, or what was built gives other results.
         OutputError: There is no space or permission.
-        ParameterError: The bundle has no such component.
     """
-    component = bundle.find_component(name)
-    variant = component.choose_variant(variant)
-    graph = component.find_cpu_graph(variant)
     root = _choose_root(bundle)
-    digest = _find_digest(bundle, name, graph)
-    folder = root / make_build_key() / f"{quote(name, safe='')}-{digest}"
-    source = bundle.load_graph(name, variant, for_cpu=True)
+    folder = root / key / f"{quote(name, safe='')}-{find_digest(bundle, name, graph)}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _check_space(bundle, name, graph, root)
         with new_folder(folder) as temporary:
-            report = build_graph(source, temporary, feeds)
-            files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-            record = BuildRecord(
-                DEFAULT_ENGINE, name, graph, files, report.seconds_load_before,
-                report.seconds_load_after, report.max_relative_error,
-            )  # fmt: skip
-            (temporary / RECORD_NAME).write_text(json.dumps(write_record(record), indent=1))
+            record = write_record(make(temporary))
+            record["files"] = {f.name: f.stat().st_size for f in sorted(temporary.iterdir())}
+            (temporary / RECORD_NAME).write_text(json.dumps(record, indent=1))
     except OSError as err:
         raise OutputError(f"{folder} cannot be written: {err.strerror or err}") from err
     finally:
         _remove_empty(folder.parent)
-    return BuiltEngine(folder, name, variant)
+    return folder
 
 
 def remove_built(built: BuiltEngine) -> None:
@@ -243,14 +286,15 @@ def remove_built(built: BuiltEngine) -> None:
     _remove_empty(built.folder.parent)
 
 
-def _find_digest(bundle: Bundle, name: str, graph: str) -> str:
-    """The digest of a component's graph and its weights."""
-    parts = {part: bundle.manifest.files[part].sha256 for part in _find_parts(bundle, name, graph)}
+def find_digest(bundle: Bundle, name: str, graph: str) -> str:
+    """Return the digest of a component's graph and its weights."""
+    files = bundle.manifest.files
+    parts = {part: files[part].sha256 for part in _list_parts(bundle, name, graph)}
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_DIGITS]
 
 
-def _find_parts(bundle: Bundle, name: str, graph: str) -> list[str]:
+def _list_parts(bundle: Bundle, name: str, graph: str) -> list[str]:
     return list_graph_files(bundle.manifest, bundle.find_component(name), graph)
 
 
@@ -266,7 +310,7 @@ def _choose_root(bundle: Bundle) -> Path:
 
 
 def _check_space(bundle: Bundle, name: str, graph: str, root: Path) -> None:
-    files, parts = bundle.manifest.files, _find_parts(bundle, name, graph)
+    files, parts = bundle.manifest.files, _list_parts(bundle, name, graph)
     size = sum(files[part].size_bytes for part in parts)
     free, needed = shutil.disk_usage(root).free, round(_SPACE_FACTOR * size)
     if free < needed:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from mutoscope.engines.engine import Array, Engine
 from mutoscope.engines.opening import open_engine
-from mutoscope.engines.options import EngineOptions
-from mutoscope.runtime.built_engines import GraphFinder
+from mutoscope.engines.options import DEFAULT_ENGINE, TENSORRT_MODULES, EngineOptions
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.engine_choice import FoundGraph, GraphFinder, Shapes, open_found
 from mutoscope.runtime.errors import EngineError, ParameterError
 from mutoscope.runtime.manifest import DENOISERS
 from mutoscope.runtime.timings import Timings
@@ -47,6 +46,7 @@ class Components:
         self._options = options
         self._graphs = GraphFinder(bundle, options, variant)
         self._engines: dict[str, Engine] = {}
+        self._found: dict[str, FoundGraph] = {}
         self._properties: dict[str, str] = {}
 
     @property
@@ -67,20 +67,42 @@ class Components:
         """What runs the graphs, from `Engine.properties`; empty before the first is loaded."""
         return dict(self._properties)
 
-    def load(self, name: str, timings: Timings) -> Engine:
+    def find_variant(self, name: str) -> str:
+        """Return the variant that a component runs; raises as `load`."""
+        found = self._found.get(name)
+        return found.variant if found else self._graphs.find_variant(name)
+
+    def describe(self, name: str) -> str:
+        """Return what runs a component, in words; raises as `load`."""
+        return str(self._found.get(name) or self._graphs.find(name))
+
+    def load(self, name: str, timings: Timings, shapes: Shapes | None = None) -> Engine:
         """Return the engine of a component, loading it if need be.
+
+        Args:
+            name: The component.
+            timings: Where the time of loading is added.
+            shapes: Those of the inputs: another engine is loaded where the one in memory does not
+                take them, and one that was built does. None for any.
 
         Raises:
             BundleError: A file of it is damaged.
             EngineError: Its graph does not load, or is not what the manifest says.
             ParameterError: The bundle has no such component.
         """
-        if name not in self._engines:
-            with timings.measure("seconds_load"):
-                graph, is_built = self._graphs.find(name)
-                self._engines[name] = self._open(graph, is_built=is_built)
-            check_declaration(self._bundle, name, self._engines[name])
-        return self._engines[name]
+        engine = self._engines.get(name)
+        if engine is not None and (shapes is None or _takes(engine, shapes)):
+            return engine
+        with timings.measure("seconds_load"):
+            found = self._graphs.find(name, shapes)
+            if engine is not None and found == self._found.get(name):
+                return engine
+            self.unload(name)
+            engine = self._engines[name] = open_found(found)
+            self._found[name] = found
+        self._properties = dict(engine.properties)
+        check_declaration(self._bundle, name, engine)
+        return engine
 
     def replace(self, name: str, engine: Engine) -> None:
         """Let a component run on an engine that is open already, until it is unloaded.
@@ -100,20 +122,21 @@ class Components:
         Weights are checked once, here; raises `BundleError`.
         """
         self._bundle.load_graph(name, self._bundle.find_component(name).choose_variant("float32"))
+        if self._options.engine in TENSORRT_MODULES:
+            raise EngineError(
+                f"{name} in tiles is not built for {self._options.engine}: leave memory_limit out, "
+                f"or use engine {DEFAULT_ENGINE!r}"
+            )
 
         def open_graph(path: str) -> Engine:
-            return self._open(self._bundle.load_file(path))
+            return open_engine(self._bundle.load_file(path), self._graphs.graph_options)
 
         return open_graph
-
-    def _open(self, graph: Path, *, is_built: bool = False) -> Engine:
-        engine = open_engine(graph, self._options, is_built=is_built)
-        self._properties = dict(engine.properties)
-        return engine
 
     def unload(self, name: str) -> None:
         """Free the memory of a component; it is loaded again when it is next used."""
         engine = self._engines.pop(name, None)
+        self._found.pop(name, None)
         if engine is not None:
             engine.close()
 
@@ -146,9 +169,10 @@ class Components:
         outputs: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """Run a component on what `make_feeds` returned; see `run_all` and `Engine.run`."""
-        engine = self.load(name, timings)
+        shapes = {input_name: array.shape for input_name, array in feeds.items()}
+        engine = self.load(name, timings, shapes)
         with timings.measure("seconds_load"):
-            engine.prepare({input_name: array.shape for input_name, array in feeds.items()})
+            engine.prepare(shapes)
         part = f"seconds_{'denoiser' if name in DENOISERS else name}"
         with timings.measure(part if part in TIMED_PARTS else "seconds_other"):
             return engine.run(feeds, outputs)
@@ -171,6 +195,16 @@ class Components:
             value = sources[record.source].astype(record.dtype, order="C", copy=False)
             feeds[input_name] = value.reshape(1) if value.ndim < len(record.shape) == 1 else value
         return feeds
+
+
+def _takes(engine: Engine, shapes: Shapes) -> bool:
+    """Whether an engine that has limits takes inputs of these shapes."""
+    return all(
+        least <= length <= greatest
+        for name, spec in engine.inputs.items()
+        if spec.minimum and spec.maximum and name in shapes
+        for least, length, greatest in zip(spec.minimum, shapes[name], spec.maximum, strict=True)
+    )
 
 
 def check_declaration(bundle: Bundle, name: str, engine: Engine) -> None:

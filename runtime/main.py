@@ -31,11 +31,15 @@ COMMANDS = {
     ),
     "build": (
         "mutoscope.runtime.commands.build:build",
-        "Build a bundle's graphs for this machine, so that they load faster.",
+        "Build a bundle's graphs for one machine, so that they load or run faster.",
     ),
     "calibrate": (
         "mutoscope.calibration.commands.calibrate:calibrate",
         "Add an int8 variant to a bundle, of what is faster in it and as good.",
+    ),
+    "doctor": (
+        "mutoscope.runtime.commands.doctor:doctor",
+        "Show what this machine has to run bundles with, what it lacks, and what would add it.",
     ),
     "export": (
         "mutoscope.export.commands.export:export",

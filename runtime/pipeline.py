@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,13 +63,13 @@ class VideoPipeline:
         memory: Memory = "normal",
         memory_limit_bytes: int | None = None,
         variant: str | None = None,
+        **engine_options: Any,
     ) -> None:
         """Make a pipeline from an opened bundle; see `open` for the arguments."""
-        options = EngineOptions(engine, execution_provider, num_threads, memory)
+        options = EngineOptions(engine, execution_provider, num_threads, memory, **engine_options)
         check_available(options)
         self.bundle = bundle
         self._components = Components(bundle, options, variant)
-        self._variant = variant
         self._conditions = ConditionEncoder(bundle, self._components)
         self._memory_limit_bytes = memory_limit_bytes
 
@@ -84,13 +84,15 @@ class VideoPipeline:
         memory: Memory = "normal",
         memory_limit_bytes: int | None = None,
         variant: str | None = None,
+        **engine_options: Any,
     ) -> VideoPipeline:
         """Open the bundle in a folder.
 
         Args:
             path: The folder; None takes the bundle that ships with mutoscope.
-            engine: What runs the graphs: "onnxruntime", "openvino:f32" or "openvino:bf16"; the
-                last two need `pip install mutoscope[openvino]`.
+            engine: What runs the graphs: "onnxruntime"; "openvino:f32" or "openvino:bf16", which
+                need `pip install mutoscope[openvino]`; "tensorrt" or "tensorrt-rtx", for what
+                `mutoscope build` made; or "auto", for the fastest of that, else onnxruntime.
             execution_provider: What onnxruntime runs the graphs on: "cpu", "cuda", "tensorrt" and
                 others, as `mutoscope generate --help` lists them.
             num_threads: Threads for one operator on the CPU; None takes one for each core.
@@ -101,7 +103,8 @@ class VideoPipeline:
                 are float32, whichever variant is asked for.
             variant: What the graphs compute in, as the manifest lists it: "float32", "float16" or
                 "int8". Components that do not have it run their default variant; None takes that
-                of each.
+                of each, and with engines that were built the fastest of them.
+            engine_options: The other fields of `EngineOptions`, such as cuda_graphs.
 
         Raises:
             BundleError: There is no bundle that this version can read.
@@ -117,6 +120,7 @@ class VideoPipeline:
             memory=memory,
             memory_limit_bytes=memory_limit_bytes,
             variant=variant,
+            **engine_options,
         )
 
     def __enter__(self) -> VideoPipeline:
@@ -144,9 +148,21 @@ class VideoPipeline:
 
     @property
     def variants(self) -> dict[str, str]:
-        """The variant that each component runs, by its name in the bundle."""
-        components = self.bundle.manifest.components
-        return {name: record.choose_variant(self._variant) for name, record in components.items()}
+        """The variant that each component runs, by its name in the bundle.
+
+        Raises:
+            EngineError: Nothing was built of a component for an engine that runs nothing else.
+        """
+        return {
+            name: self._components.find_variant(name) for name in self.bundle.manifest.components
+        }
+
+    def describe_engines(self) -> dict[str, str]:
+        """Return what runs each component in words, by its name in the bundle; raises as generate.
+
+        With the engine "auto" it is what was chosen.
+        """
+        return {name: self._components.describe(name) for name in self.bundle.manifest.components}
 
     def unload(self, component_name: str) -> None:
         """Free the memory of one component; it is loaded again when it is next used."""
@@ -320,7 +336,6 @@ class VideoPipeline:
         name, record = self._components.denoiser, self.bundle.manifest.latents
         with timings.measure("seconds_load"):
             table = self.bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
-        self._components.load(name, timings)
         spent = _sum_inner_seconds(timings)
         shape = settings.latents_shape
         with timings.measure("seconds_sampler"):

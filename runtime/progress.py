@@ -63,8 +63,14 @@ class ProgressBar:
             self._stream.write("\n")
             self._stream.flush()
 
-    def update(self, done: int) -> None:
-        """Draw the bar with `done` steps done; without a terminal, a line every half minute."""
+    def update(self, done: int, num_steps: int | None = None) -> None:
+        """Draw the bar with `done` steps done; without a terminal, a line every half minute.
+
+        Args:
+            done: The steps that are done.
+            num_steps: How many there are, where that became known; None leaves it as it was.
+        """
+        self._num_steps = self._num_steps if num_steps is None else num_steps
         seconds = time.monotonic() - self._start
         text = format_bar(self._label, done, self._num_steps, seconds)
         finished = done >= self._num_steps

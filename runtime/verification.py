@@ -10,14 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from mutoscope.engines.opening import open_engine
-from mutoscope.engines.options import EngineOptions
-from mutoscope.runtime.built_engines import ENGINES_FOLDER
+from mutoscope.engines.options import AUTO, TENSORRT_MODULES, EngineOptions
+from mutoscope.runtime.built_engines import ENGINES_FOLDER, BuiltEngine, find_built
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.components import check_declaration
-from mutoscope.runtime.errors import BundleError, MutoscopeError
-from mutoscope.runtime.manifest import MANIFEST_NAME, TokenizerRecord
+from mutoscope.runtime.engine_choice import GraphFinder
+from mutoscope.runtime.engine_proof import EngineProver
+from mutoscope.runtime.errors import BundleError, EngineError, MutoscopeError
+from mutoscope.runtime.manifest import DENOISERS, MANIFEST_NAME, TokenizerRecord
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.settings import make_settings
+from mutoscope.runtime.shape_ranges import ClipRange, ClipSize
 from mutoscope.runtime.tokenizer import TextTokenizer
 
 _PROMPT = "a"
@@ -63,13 +66,18 @@ def verify_bundle(
     for record in bundle.manifest.tokenizers.values():
         check_tokenizer = functools.partial(_check_tokenizer, bundle, record)
         yield _run_check(record.file.rpartition("/")[0] or record.file, check_tokenizer)
+    runs_built = options.engine in (*TENSORRT_MODULES, AUTO)
+    # What only runs what was built has no way to load a graph.
+    graph_options = EngineOptions(memory=options.memory) if runs_built else options
     for name, component in bundle.manifest.components.items():
         for known, graph in component.variants.items():
-            check = functools.partial(_check_graph, bundle, name, graph, options)
+            check = functools.partial(_check_graph, bundle, name, graph, graph_options)
             yield _run_check(f"{name} ({known}) loads and is as declared", check)
-        for known, graph in component.cpu_graphs.items() if options.uses_cpu_graphs else ():
-            check = functools.partial(_check_graph, bundle, name, graph, options)
+        for known, graph in component.cpu_graphs.items() if graph_options.uses_cpu_graphs else ():
+            check = functools.partial(_check_graph, bundle, name, graph, graph_options)
             yield _run_check(f"{name} ({known}, for CPUs) loads and is as declared", check)
+    if runs_built:
+        yield from _check_engines(bundle, options, variant)
     for scheduler in bundle.manifest.schedules:
         check_tables = functools.partial(_check_tables, bundle, scheduler)
         yield _run_check(f"schedule tables of {scheduler}", check_tables)
@@ -124,6 +132,35 @@ def _check_graph(bundle: Bundle, name: str, graph: str, options: EngineOptions) 
         engine.close()
 
 
+def _check_engines(
+    bundle: Bundle, options: EngineOptions, variant: str | None
+) -> Iterator[CheckResult]:
+    """Compare what was built for TensorRT with onnxruntime on the CPU, again if it was before."""
+    prover = EngineProver(bundle, options)
+    engines = TENSORRT_MODULES if options.engine == AUTO else (options.engine,)
+    for name, component in bundle.manifest.components.items():
+        for engine in engines:
+            which = component.choose_variant(variant) if variant else None
+            for built in find_built(bundle, name, which, engine):
+                title = f"{name} ({built.variant}) for {built.folder.parent.name}"
+                yield _run_check(title, functools.partial(_check_engine, prover, built))
+
+
+def _check_engine(prover: EngineProver, built: BuiltEngine) -> str:
+    if built.misfit:
+        return f"not loaded here: {built.misfit}"
+    proof = prover.prove(built)
+    if not proof.is_passed:
+        raise EngineError(
+            f"{proof.psnr_db:.1f} dB against onnxruntime on the CPU, {proof.minimum_psnr_db:g} are "
+            "needed: it will not be used"
+        )
+    return (
+        f"{proof.psnr_db:.1f} dB against onnxruntime on the CPU, {1e3 * proof.seconds_run:.2f} ms "
+        f"a run on {proof.device}"
+    )
+
+
 def _check_tables(bundle: Bundle, scheduler: str) -> str:
     counts = [int(count) for count in bundle.manifest.schedules[scheduler]]
     terms = 0
@@ -133,22 +170,36 @@ def _check_tables(bundle: Bundle, scheduler: str) -> str:
 
 
 def _check_generation(bundle: Bundle, options: EngineOptions, variant: str | None) -> str:
-    limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
-    counts = bundle.manifest.schedules[defaults.scheduler]
+    defaults, clips = bundle.manifest.defaults, _choose_clips(bundle, options, variant)
+    size, counts = clips.minimum, bundle.manifest.schedules[defaults.scheduler]
     image = None
     if bundle.manifest.images:
-        image = np.zeros((limits.height.minimum, limits.width.minimum, 3), dtype=np.uint8)
+        image = np.zeros((size.height, size.width, 3), dtype=np.uint8)
     with VideoPipeline(bundle, **dataclasses.asdict(options), variant=variant) as pipeline:
         video = pipeline.generate(
             _PROMPT if bundle.manifest.tokenizers else None,
             image=image,
             seed=0,
             num_inference_steps=min(int(count) for count in counts),
-            height=limits.height.minimum,
-            width=limits.width.minimum,
-            num_frames=limits.num_frames.minimum,
+            height=size.height,
+            width=size.width,
+            num_frames=size.num_frames,
+            guidance_passes="separate" if clips.batch == 1 else "batched",
         )
-    wanted = (limits.num_frames.minimum, limits.height.minimum, limits.width.minimum, 3)
+    wanted = (size.num_frames, size.height, size.width, 3)
     if video.frames.shape != wanted:
         raise BundleError(f"it made frames {list(video.frames.shape)} in place of {list(wanted)}")
-    return f"{video.timings.seconds_total:.1f} s with {options.engine}"
+    return f"{size}, {video.timings.seconds_total:.1f} s with {options.engine}"
+
+
+def _choose_clips(bundle: Bundle, options: EngineOptions, variant: str | None) -> ClipRange:
+    """The clips that can be generated: all, or those that the denoiser was built for."""
+    limits = bundle.manifest.limits
+    least = ClipSize(limits.width.minimum, limits.height.minimum, limits.num_frames.minimum)
+    if options.engine in (*TENSORRT_MODULES, AUTO):
+        finder = GraphFinder(bundle, options, variant)
+        denoiser = next(name for name in DENOISERS if name in bundle.manifest.components)
+        built = finder.find_plan(denoiser)
+        if built is not None and built.record is not None and built.record.tensorrt is not None:
+            return built.record.tensorrt.clips
+    return ClipRange(least, least, least)

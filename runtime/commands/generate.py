@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from mutoscope.engines.options import EngineOptions
+from mutoscope.engines.options import AUTO, EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.commands.options import (
     engine_options,
@@ -224,6 +224,9 @@ def generate(
         if output is None:
             subject = prompt if prompt is not None else Path(image or "").stem
             output = make_output_name(subject, settings.num_frames)
+        if engine_options.engine == AUTO:
+            for name, runs in pipeline.describe_engines().items():
+                click.echo(f"{name}: {runs}", err=True)
         if engine_options.uses_cpu_graphs and "float16" in pipeline.variants.values():
             click.echo(_describe_float16(pipeline.bundle), err=True)
         targets = _make_targets(output, latents, preview, settings, num_videos, force=force)

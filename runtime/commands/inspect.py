@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mutoscope.runtime.built_engines import find_built
+from mutoscope.runtime.built_engines import BuiltEngine, find_built
 from mutoscope.runtime.bundle import Bundle, describe_counts, find_external_data
 from mutoscope.runtime.manifest import (
     ComponentRecord,
@@ -156,9 +156,16 @@ def _describe_size(
 
 def _describe_built(bundle: Bundle, name: str) -> Iterator[str]:
     for built in find_built(bundle, name):
-        use = f"not used ({built.problem})" if built.problem else "used on this machine's CPU"
+        use = f"not used ({built.problem})" if built.problem else _describe_use(built)
         source = f" of {built.variant}" if built.variant else ""
         yield f"    built: {format_bytes(built.size_bytes)}{source}, {use}, {built.folder}"
+
+
+def _describe_use(built: BuiltEngine) -> str:
+    """Where a built engine is used, and how fast it was there."""
+    if built.proof is None or built.record is None:
+        return "used on this machine's CPU"
+    return f"used with --engine {built.record.engine}, {1e3 * built.proof.seconds_run:.2f} ms a run"
 
 
 def _describe_tensor(tensor: TensorRecord) -> str:

@@ -53,8 +53,10 @@ def verify(
 
     BUNDLE is its folder; left out, it is the bundle that ships with mutoscope. Checked are: size
     and sha256 of every file, that the graphs of all variants load and are as the manifest says, the
-    schedule tables, and a generation of the smallest size, on the engine that is named. The exit
-    code is 1 if anything fails. The options from --motion-adapter to --single-file-config are those
+    schedule tables, and a generation of the smallest size, on the engine that is named. With
+    --engine tensorrt, tensorrt-rtx or auto, what was built is run on inputs of a generation and
+    compared with onnxruntime on the CPU; what comes not close enough is never used. The exit code
+    is 1 if anything fails. The options from --motion-adapter to --single-file-config are those
     that the export was given, for --checkpoint.
     """
     check_needs_checkpoint(checkpoint, options)

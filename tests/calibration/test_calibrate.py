@@ -10,13 +10,13 @@ from mutoscope.calibration.choice import RESTORED, SLOWER
 from mutoscope.calibration.collection import find_state_folder
 from mutoscope.calibration.errors import CalibrationError
 from mutoscope.calibration.fixed_layers import CONDITIONING, FIRST, LAST
-from mutoscope.calibration.metrics import psnr_db
 from mutoscope.calibration.presets import PRESETS
 from mutoscope.calibration.ranges import METHODS
 from mutoscope.calibration.samples import SamplingOptions
 from mutoscope.calibration.table import CalibrationTable
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.metrics import psnr_db
 from mutoscope.runtime.pipeline import VideoPipeline
 from tests.calibration.layered_bundle import (
     DECODER_LAYER,

@@ -19,14 +19,12 @@ from mutoscope.calibration.quantized_graphs import (
 )
 from mutoscope.runtime.manifest import Manifest
 from tests.calibration.text_graphs import save_text_graph
-from tests.tensorrt_build import build_engine, make_ranges
+from tests.tensorrt_build import build_component, make_cases
 
 # Whether TensorRT takes a graph does not depend on its ranges.
 RANGE = (-4.0, 4.0)
-CASES = [(f"{name}_bundle", "vae_decoder") for name in ("tiny", "float16")]
 # A build of a UNet takes 10 to 70 seconds.
-SLOW = ("tiny", "float16", "sdxl", "modelscope", "i2vgen", "svd")
-CASES += [pytest.param(f"{name}_bundle", "unet", marks=pytest.mark.slow) for name in SLOW]
+FAMILIES = ("tiny", "float16", "sdxl", "modelscope", "i2vgen", "svd")
 DTYPES = {"tiny_bundle": np.float32, "float16_bundle": np.float16}
 
 
@@ -38,18 +36,30 @@ def choose_layers(source: Path) -> dict[str, LayerQuantization]:
     return {layer.name: LayerQuantization(RANGE) for layer in layers if layer.name not in fixed}
 
 
-@pytest.mark.parametrize(("fixture", "component"), CASES)
-def test_tensorrt_builds_the_int8_graph_for_all_sizes(
-    fixture: str, component: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def build_int8(bundle: Path, component: str, preset: str, folder: Path) -> int:
+    """Return the size of the plan of a component whose layers are all int8 that may be."""
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13 (Linux, x86-64)")
-    bundle: Path = request.getfixturevalue(fixture)
-    source, target = bundle / component / "model.onnx", tmp_path / "model.onnx"
+    source, target = bundle / component / "model.onnx", folder / f"{component}.onnx"
     save_graph(make_int8_graph_for_tensorrt(source, choose_layers(source)), target)
     onnx.checker.check_model(str(target), full_check=True)
-    manifest = Manifest.load(bundle / "manifest.json")
-    ranges = make_ranges(manifest, manifest.components[component].inputs)
-    assert build_engine(target, ranges).size_bytes > 0
+    return build_component(bundle, component, preset, folder, graph=target)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bundle", "float16_bundle"])
+def test_tensorrt_builds_an_int8_decoder(
+    fixture: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    assert build_int8(request.getfixturevalue(fixture), "vae_decoder", "any", tmp_path) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "preset"), make_cases(FAMILIES))
+def test_tensorrt_builds_the_int8_graphs_of_every_family(
+    family: str, preset: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    bundle = request.getfixturevalue(f"{family}_bundle")
+    for component in Manifest.load(bundle / "manifest.json").components:
+        assert build_int8(bundle, component, preset, tmp_path) > 0
 
 
 @pytest.fixture(params=DTYPES, name="case")

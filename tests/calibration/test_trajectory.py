@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from mutoscope.calibration.errors import CalibrationError
-from mutoscope.calibration.metrics import MAXIMUM_PSNR_DB, psnr_db
 from mutoscope.calibration.samples import (
     SamplingOptions,
     generate_sample,
@@ -14,7 +13,8 @@ from mutoscope.engines.forwarding_engine import ForwardingEngine
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.errors import CancelledError, EngineError
+from mutoscope.runtime.errors import CancelledError
+from mutoscope.runtime.metrics import MAXIMUM_PSNR_DB, psnr_db
 from tests.calibration.layered_bundle import WEIGHT, make_bundle, make_unet
 from tests.runtime.hand_made_bundle import save_graph
 
@@ -54,11 +54,6 @@ def candidate(tmp_path_factory):
     return open_engine(path, EngineOptions())
 
 
-class FailingEngine(ForwardingEngine):
-    def run(self, feeds, outputs=None):
-        raise EngineError("this engine must not run")
-
-
 def generate(bundle, sample, engine=None):
     """The frames of a sample, and its latents after each step."""
     steps = []
@@ -81,7 +76,7 @@ def error_of(reference, result):
 def test_the_float_model_itself_has_no_error(judge, float_engine):
     result = judge.measure({"unet": float_engine})
     assert result.minimum_psnr_db == MAXIMUM_PSNR_DB
-    assert result.maximum_latents_error == 0.0
+    assert all(clip.latents_error == 0.0 for clip in result.clips)
     assert np.all(judge.measure_one_pass(float_engine) == 0.0)
 
 
@@ -106,23 +101,7 @@ def test_the_result_has_the_median_and_the_worst_clip(samples):
     ]
     result = TrajectoryResult(tuple(clips))
     assert (result.median_psnr_db, result.minimum_psnr_db) == (30.0, 20.0)
-    assert (result.median_latents_error, result.maximum_latents_error) == (0.2, 0.3)
-
-
-def test_steps_are_measured_without_decoding(bundle, judge, candidate):
-    decoder = open_engine(bundle.load_graph("vae_decoder"), EngineOptions())
-    engines = {"unet": candidate, "vae_decoder": FailingEngine(decoder)}
-    errors = judge.measure_steps(engines)
-    expected = [clip.step_errors for clip in judge.measure({"unet": candidate}).clips]
-    np.testing.assert_array_equal(errors, expected)
-    with pytest.raises(EngineError, match="must not run"):
-        judge.measure(engines)
-
-
-def test_the_first_clips_can_be_measured_alone(judge, candidate):
-    few, every = judge.measure({"unet": candidate}, num_clips=2), judge.measure({"unet": candidate})
-    assert [clip.psnr_db for clip in few.clips] == [clip.psnr_db for clip in every.clips[:2]]
-    assert judge.measure_steps({"unet": candidate}, num_clips=1).shape == (1, NUM_STEPS)
+    assert result.median_latents_error == 0.2
 
 
 def test_a_measurement_leaves_the_candidate_open_and_the_float_model_in_its_place(
@@ -136,7 +115,8 @@ def test_a_measurement_leaves_the_candidate_open_and_the_float_model_in_its_plac
 def test_a_candidate_whose_values_are_not_finite_has_an_infinite_error(judge, tmp_path):
     save_graph(make_unet(np.full_like(WEIGHT, np.nan)), tmp_path / "model.onnx")
     broken = open_engine(tmp_path / "model.onnx", EngineOptions())
-    assert np.all(np.isinf(judge.measure_steps({"unet": broken})))
+    for clip in judge.measure({"unet": broken}).clips:
+        assert np.all(np.isinf(clip.step_errors))
     assert np.all(np.isinf(judge.measure_one_pass(broken)))
 
 
@@ -199,7 +179,7 @@ def test_clips_of_other_options_are_not_taken(bundle, samples, tmp_path, float_e
         with TrajectoryJudge(bundle, samples[:1], options, folder=tmp_path) as judge:
             judge.make_reference()
             assert judge.load_clip(0).step_latents.shape[0] == steps
-            assert judge.measure({"unet": float_engine}).maximum_latents_error == 0.0
+            assert judge.measure({"unet": float_engine}).median_latents_error == 0.0
 
 
 def test_there_is_nothing_to_measure_with_before_the_reference_is_made(
@@ -212,8 +192,7 @@ def test_there_is_nothing_to_measure_with_before_the_reference_is_made(
         judge.measure({"unet": float_engine})
 
 
-@pytest.mark.parametrize("method", ["measure", "measure_steps"])
-def test_a_measurement_can_be_cancelled(judge, candidate, method):
+def test_a_measurement_can_be_cancelled(judge, candidate):
     seen = []
 
     def cancel(progress):
@@ -221,7 +200,7 @@ def test_a_measurement_can_be_cancelled(judge, candidate, method):
         return len(seen) < 6
 
     with pytest.raises(CancelledError, match="cancelled after step 2 of 4"):
-        getattr(judge, method)({"unet": candidate}, on_progress=cancel)
+        judge.measure({"unet": candidate}, on_progress=cancel)
     assert (seen[-1].sample, seen[-1].num_samples, seen[-1].step) == (2, 4, 2)
 
 

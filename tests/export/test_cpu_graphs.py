@@ -19,7 +19,7 @@ from mutoscope.export.graph import make_graph, save_graph
 from mutoscope.export.weights import store_weights_as_float16
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.manifest import Manifest, TensorRecord
-from tests.tensorrt_build import make_axis_ranges
+from tests.axis_ranges import make_axis_ranges
 
 # The same sums in another order, in float32.
 RELATIVE_TOLERANCE = 1e-5

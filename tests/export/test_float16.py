@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from mutoscope.calibration.metrics import psnr_db
 from mutoscope.export import ExportError, export_checkpoint, opening
 from mutoscope.export.checkpoint import open_checkpoint
 from mutoscope.export.families import open_family
@@ -29,6 +28,7 @@ from mutoscope.export.graph import make_graph, save_graph
 from mutoscope.export.parity import PARITY_LIMITS, make_references, measure_parity
 from mutoscope.runtime import VideoPipeline
 from mutoscope.runtime.manifest import Manifest, TensorRecord
+from mutoscope.runtime.metrics import psnr_db
 from tests.conftest import CommandResult, RunCommand
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")

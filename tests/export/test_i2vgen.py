@@ -15,7 +15,6 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from numpy.typing import NDArray
 from PIL import Image
 
-from mutoscope.calibration.metrics import psnr_db
 from mutoscope.export import CheckpointError
 from mutoscope.export.checkpoint import open_checkpoint
 from mutoscope.export.components.image import make_image_encoder
@@ -33,6 +32,7 @@ from mutoscope.export.parity import PARITY_LIMITS, run_module
 from mutoscope.runtime import VideoPipeline
 from mutoscope.runtime.images import prepare_image
 from mutoscope.runtime.manifest import LimitRecord, Manifest
+from mutoscope.runtime.metrics import psnr_db
 from tests.export.component_parity import TOLERANCE, measure_influence, run_both, run_graph
 
 # diffusers turns torch tensors into arrays in a way that numpy 2 warns of.

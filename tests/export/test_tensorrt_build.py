@@ -1,95 +1,69 @@
-"""TensorRT builds engines of every component, for all sizes that its bundle takes."""
+"""TensorRT for RTX builds engines of every component, for many sizes and for one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import onnx
-import onnx.parser
 import pytest
 
 from mutoscope.export import export_checkpoint
-from mutoscope.export.graph import OPSET_VERSION
 from mutoscope.runtime.manifest import Manifest
-from tests.tensorrt_build import (
-    InputRange,
-    TensorrtError,
-    build_component,
-    build_engine,
-)
+from tests.conftest import MakeOnce
+from tests.tensorrt_build import build_component, make_cases
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13 (Linux, x86-64)")
 
-# Fixtures of bundles, and the components that such a bundle has: another bundle is one line more.
-BUNDLES = {
-    "tiny_bundle": ("text_encoder", "unet", "vae_decoder"),
-    "sdxl_bundle": ("text_encoder", "unet", "vae_decoder"),
-    "modelscope_bundle": ("text_encoder", "unet", "vae_decoder"),
-    "i2vgen_bundle": ("text_encoder", "image_encoder", "vae_encoder", "unet", "vae_decoder"),
-    "svd_bundle": ("image_encoder", "vae_encoder", "unet", "vae_decoder"),
-    "float16_bundle": ("text_encoder", "unet", "vae_decoder"),
-}
-# Families that float16_bundle is not of.
-FLOAT16_FAMILIES = ("sdxl", "modelscope", "i2vgen", "svd")
-CASES = [(bundle, component) for bundle, components in BUNDLES.items() for component in components]
+FAMILIES = ("tiny", "sdxl", "modelscope", "i2vgen", "svd")
+PRESETS = ("any", "fixed")
 
 
-@pytest.mark.parametrize(("fixture", "component"), CASES)
-def test_an_engine_is_built_for_all_sizes(
-    fixture: str, component: str, request: pytest.FixtureRequest
+def check_all_components(bundle: Path, preset: str, folder: Path) -> None:
+    """Build them all: what TensorRT does not take raises."""
+    components = Manifest.load(bundle / "manifest.json").components
+    assert {"unet", "vae_decoder"} <= components.keys()
+    sizes = [build_component(bundle, name, preset, folder) for name in components]
+    assert min(sizes) > 0
+
+
+def test_engines_are_built_of_all_components_for_many_sizes(
+    tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    bundle: Path = request.getfixturevalue(fixture)
-    assert build_component(bundle, component).size_bytes > 0
+    check_all_components(tiny_bundle, "any", tmp_path)
+
+
+def test_an_engine_for_one_size_is_smaller(tiny_bundle: Path, tmp_path: Path) -> None:
+    many, one = (build_component(tiny_bundle, "vae_decoder", p, tmp_path) for p in PRESETS)
+    assert one < many
+
+
+# A build of a UNet takes 10 to 70 seconds.
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "preset"), make_cases(FAMILIES))
+def test_engines_are_built_of_every_family_in_float32(
+    family: str, preset: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    check_all_components(request.getfixturevalue(f"{family}_bundle"), preset, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FLOAT16_FAMILIES)
-def test_engines_are_built_of_all_components_in_float16(
-    family: str, request: pytest.FixtureRequest, tmp_path: Path
+@pytest.mark.parametrize(("family", "preset"), make_cases(FAMILIES))
+def test_engines_are_built_of_every_family_in_float16(
+    family: str,
+    preset: str,
+    request: pytest.FixtureRequest,
+    make_once: MakeOnce,
+    tmp_path: Path,
 ) -> None:
     checkpoint: Path = request.getfixturevalue(f"{family}_checkpoint")
-    bundle = export_checkpoint(
-        checkpoint, tmp_path / "bundle", dtype="float16", num_inference_steps=(1,)
-    ).bundle
+
+    def export(folder: Path) -> Path:
+        report = export_checkpoint(
+            checkpoint, folder / family, dtype="float16", num_inference_steps=(1,)
+        )
+        return report.bundle
+
+    bundle = make_once(f"bundle-float16-{family}", export)
     graph = onnx.load(bundle / "unet" / "model.onnx").graph
     assert onnx.TensorProto.FLOAT16 in {tensor.data_type for tensor in graph.initializer}
-    for component in Manifest.load(bundle / "manifest.json").components:
-        assert build_component(bundle, component).size_bytes > 0
-
-
-@pytest.mark.parametrize("fixture", BUNDLES)
-def test_no_component_is_left_out(fixture: str, request: pytest.FixtureRequest) -> None:
-    bundle: Path = request.getfixturevalue(fixture)
-    assert BUNDLES[fixture] == tuple(Manifest.load(bundle / "manifest.json").components)
-
-
-def test_a_graph_that_is_right_for_one_in_a_batch_only_is_found(tmp_path: Path) -> None:
-    # What onnxscript 0.7.2 makes of repeat_interleave; export/translations.py has its own.
-    ranges = {
-        "text": InputRange((1, 4), (2, 4), (2, 4)),
-        "sample": InputRange((1, 1, 4), (2, 8, 4), (2, 16, 4)),
-    }
-    path = save_text(
-        tmp_path,
-        """(float[batch, 4] text, float[batch, frames, 4] sample) => (float[n, 4] per_frame) {
-            shape = Shape <start = 1> (sample)
-            per_frame = Expand (text, shape)
-        }""",
-    )
-    with pytest.raises(TensorrtError, match=r"cannot be built: .*violate shape constraints"):
-        build_engine(path, ranges)
-    of_one = {name: InputRange(r.minimum, r.minimum, r.minimum) for name, r in ranges.items()}
-    assert build_engine(path, of_one).size_bytes > 0
-
-
-def test_a_graph_that_tensorrt_cannot_read_is_found(tmp_path: Path) -> None:
-    path = save_text(tmp_path, "(float[2] x) => (float[2] y) { y = NoSuchOperator (x) }")
-    with pytest.raises(TensorrtError, match=r"cannot be parsed: NoSuchOperator: "):
-        build_engine(path, {})
-
-
-def save_text(folder: Path, graph: str) -> Path:
-    """Write a graph that is given as text."""
-    text = f'<ir_version: 8, opset_import: ["": {OPSET_VERSION}]> graph {graph}'
-    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
-    return folder / "model.onnx"
+    check_all_components(bundle, preset, tmp_path)

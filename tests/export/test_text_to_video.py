@@ -15,7 +15,6 @@ from diffusers import EulerAncestralDiscreteScheduler, TextToVideoSDPipeline
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from mutoscope.calibration.metrics import psnr_db
 from mutoscope.export import CheckpointError
 from mutoscope.export.checkpoint import open_checkpoint
 from mutoscope.export.components.text import make_text_encoder
@@ -29,6 +28,7 @@ from mutoscope.export.loras.fusion import read_loras
 from mutoscope.export.parity import PARITY_LIMITS, run_module
 from mutoscope.runtime import VideoPipeline
 from mutoscope.runtime.manifest import LimitRecord, Manifest
+from mutoscope.runtime.metrics import psnr_db
 from tests.export.component_parity import TOLERANCE, measure_influence, run_both, run_graph
 
 # diffusers turns torch tensors into arrays in a way that numpy 2 warns of.

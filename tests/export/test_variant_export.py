@@ -15,7 +15,6 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from onnx import TensorProto
 
-from mutoscope.calibration.metrics import psnr_db
 from mutoscope.export import (
     ExportError,
     ExportParityError,
@@ -36,6 +35,7 @@ from mutoscope.runtime.bundle import Bundle, find_external_data
 from mutoscope.runtime.bundle_writer import make_file_records
 from mutoscope.runtime.errors import OutputError, ParameterError
 from mutoscope.runtime.manifest import Manifest
+from mutoscope.runtime.metrics import psnr_db
 from tests.conftest import CommandResult, RunCommand, run_in_process
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")

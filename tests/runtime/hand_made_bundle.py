@@ -63,8 +63,8 @@ def make_bundle(path: Path) -> Path:
 
 
 def make_manifest(schedules: dict[str, dict[str, str]]) -> dict[str, Any]:
-    latents = ["B", CHANNELS, "F", "h", "w"]
-    tokens = ["B", "S", FEATURES]
+    latents = ["batch", CHANNELS, "num_frames", "latent_height", "latent_width"]
+    tokens = ["batch", "sequence", FEATURES]
     return {
         "format_version": 1,
         "name": "hand-made",
@@ -72,7 +72,7 @@ def make_manifest(schedules: dict[str, dict[str, str]]) -> dict[str, Any]:
         "components": {
             "text_encoder": _component(
                 "text_encoder",
-                {"input_ids": ("int64", ["B", "S"], "input_ids")},
+                {"input_ids": ("int64", ["batch", "sequence"], "input_ids")},
                 {"prompt_embeds": ("float32", tokens, None)},
             ),
             "unet": _component(
@@ -87,7 +87,7 @@ def make_manifest(schedules: dict[str, dict[str, str]]) -> dict[str, Any]:
             "vae_decoder": _component(
                 "vae_decoder",
                 {"latents": ("float32", latents, "latents")},
-                {"frames": ("uint8", ["B", "F", "H", "W", 3], None)},
+                {"frames": ("uint8", ["batch", "num_frames", "height", "width", 3], None)},
             )
             | {"decoder": DECODER},
         },
@@ -157,14 +157,14 @@ def make_table(scheduler: str, num_inference_steps: int, noise_scale: float) -> 
 def make_text_encoder() -> onnx.ModelProto:
     return _model(
         [helper.make_node("Gather", ["embedding", "input_ids"], ["prompt_embeds"])],
-        [_tensor("input_ids", TensorProto.INT64, ["B", "S"])],
-        [_tensor("prompt_embeds", TensorProto.FLOAT, ["B", "S", FEATURES])],
+        [_tensor("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [_tensor("prompt_embeds", TensorProto.FLOAT, ["batch", "sequence", FEATURES])],
         {"embedding": EMBEDDING},
     )
 
 
 def make_unet() -> onnx.ModelProto:
-    latents = ["B", CHANNELS, "F", "h", "w"]
+    latents = ["batch", CHANNELS, "num_frames", "latent_height", "latent_width"]
     return _model(
         [
             helper.make_node("Mul", ["sample", "sample_weight"], ["weighted_sample"]),
@@ -178,7 +178,7 @@ def make_unet() -> onnx.ModelProto:
         [
             _tensor("sample", TensorProto.FLOAT, latents),
             _tensor("timestep", TensorProto.INT64, []),
-            _tensor("encoder_hidden_states", TensorProto.FLOAT, ["B", "S", FEATURES]),
+            _tensor("encoder_hidden_states", TensorProto.FLOAT, ["batch", "sequence", FEATURES]),
         ],
         [_tensor("out_sample", TensorProto.FLOAT, latents)],
         {
@@ -201,8 +201,14 @@ def make_vae_decoder() -> onnx.ModelProto:
             helper.make_node("Resize", ["rounded", "", "scales"], ["large"], mode="nearest"),
             helper.make_node("Cast", ["large"], ["frames"], to=TensorProto.UINT8),
         ],
-        [_tensor("latents", TensorProto.FLOAT, ["B", CHANNELS, "F", "h", "w"])],
-        [_tensor("frames", TensorProto.UINT8, ["B", "F", "H", "W", 3])],
+        [
+            _tensor(
+                "latents",
+                TensorProto.FLOAT,
+                ["batch", CHANNELS, "num_frames", "latent_height", "latent_width"],
+            )
+        ],
+        [_tensor("frames", TensorProto.UINT8, ["batch", "num_frames", "height", "width", 3])],
         {
             "colours": COLOURS,
             "low": np.float32(-1),

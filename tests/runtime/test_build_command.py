@@ -7,9 +7,8 @@ import pytest
 
 from mutoscope.engines.engine import Engine
 from mutoscope.engines.onnxruntime_build import make_build_key
-from mutoscope.engines.opening import open_engine
-from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime import components, main
+from mutoscope.runtime.engine_choice import FoundGraph, open_found
 from tests.runtime.conftest import RunCli
 
 COMPONENTS = ["text_encoder", "unet", "vae_decoder"]
@@ -44,9 +43,9 @@ def test_build_builds_all_and_generate_makes_the_same_video_of_it(
 ) -> None:
     opened = []
 
-    def open_and_note(path: Path, options: EngineOptions, *, is_built: bool = False) -> Engine:
-        opened.append((path.parent.name.partition("-")[0], is_built))
-        return open_engine(path, options, is_built=is_built)
+    def open_and_note(found: FoundGraph) -> Engine:
+        opened.append((found.path.parent.name.partition("-")[0], found.is_built))
+        return open_found(found)
 
     videos = [tmp_path / name for name in ("before.npy", "after.npy", "low.npy")]
     for path in videos:
@@ -55,14 +54,14 @@ def test_build_builds_all_and_generate_makes_the_same_video_of_it(
         assert run("generate", "a red circle", *options) == 0
         if path.stem == "before":
             result = build(capsys, own_bundle)
-            monkeypatch.setattr(components, "open_engine", open_and_note)
+            monkeypatch.setattr(components, "open_found", open_and_note)
     assert set(opened) == {(name, True) for name in COMPONENTS}
     assert len({path.read_bytes() for path in videos}) == 1
     assert [record["component"] for record in result["built"]] == COMPONENTS
     for record in result["built"]:
         assert Path(record["folder"]).parent == own_bundle / "engines" / make_build_key()
         assert record["size_bytes"] > sum(record["files"].values())
-        assert record["max_relative_error"] <= 1e-5
+        assert record["load"]["max_relative_error"] <= 1e-5
 
 
 def test_build_says_what_loading_took_before_and_after(
@@ -155,6 +154,6 @@ def test_generate_says_once_that_what_was_built_does_not_fit(
     options = ["--bundle", own_bundle, "--seed", "1", "-o", tmp_path / "out.npy"]
     error = run_cli("generate", "a red circle", *options).stderr
     note, rest = error.splitlines()
-    assert note.startswith("text_encoder is loaded as it was exported, since")
+    assert note.startswith("text_encoder is loaded as it was exported: what was built")
     assert note.endswith(f"mutoscope build {own_bundle}")
     assert rest.startswith(str(tmp_path / "out.npy"))

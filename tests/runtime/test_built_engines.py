@@ -10,16 +10,12 @@ import numpy as np
 import pytest
 
 from mutoscope.engines.options import EngineOptions
-from mutoscope.runtime import built_engines
-from mutoscope.runtime.built_engines import (
-    RECORD_NAME,
-    GraphFinder,
-    build_component,
-    find_built,
-    remove_built,
-)
+from mutoscope.runtime import built_engines, onnxruntime_engines
+from mutoscope.runtime.built_engines import RECORD_NAME, find_built, remove_built
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.engine_choice import GraphFinder
 from mutoscope.runtime.errors import BundleError, EngineError, OutputError, ParameterError
+from mutoscope.runtime.onnxruntime_engines import build_for_onnxruntime
 from tests.runtime.hand_made_bundle import CHANNELS, write_manifest
 
 FEEDS = {"latents": np.ones((1, CHANNELS, 2, 2, 3), np.float32)}
@@ -38,7 +34,8 @@ def bundle(own_bundle: Path) -> Bundle:
 
 
 def find(bundle: Bundle, **options: str) -> tuple[Path, bool]:
-    return GraphFinder(bundle, EngineOptions(**options)).find(NAME)  # type: ignore[arg-type]
+    found = GraphFinder(bundle, EngineOptions(**options)).find(NAME)  # type: ignore[arg-type]
+    return found.path, found.is_built
 
 
 def list_files(folder: Path) -> list[str]:
@@ -46,10 +43,10 @@ def list_files(folder: Path) -> list[str]:
 
 
 def test_what_was_built_lies_in_the_bundle_and_is_found(bundle: Bundle) -> None:
-    built = build_component(bundle, NAME, FEEDS)
+    built = build_for_onnxruntime(bundle, NAME, FEEDS)
     assert built.folder.parent.parent == bundle.path / "engines"
     assert list(find_built(bundle, NAME)) == [built]
-    assert find(bundle) == find(bundle, memory="low") == (built.graph, True)
+    assert find(bundle) == find(bundle, memory="low") == (built.path, True)
     assert built.size_bytes == sum(path.stat().st_size for path in built.folder.iterdir())
     record = built_engines.load_record(built.folder)
     assert (record.component, record.graph) == (NAME, "vae_decoder/model.onnx")
@@ -61,7 +58,7 @@ def test_what_was_built_lies_in_the_bundle_and_is_found(bundle: Bundle) -> None:
 def test_what_was_built_is_not_for_other_engines_or_devices(
     bundle: Bundle, options: dict[str, str]
 ) -> None:
-    build_component(bundle, NAME, FEEDS)
+    build_for_onnxruntime(bundle, NAME, FEEDS)
     assert find(bundle, **options) == (bundle.load_graph(NAME), False)
 
 
@@ -72,15 +69,15 @@ def test_the_graph_for_processors_is_what_is_built(own_bundle: Path) -> None:
     cpu_graph = f"{NAME}/model_cpu.onnx"
     manifest["components"][NAME]["cpu_graphs"] = {"float32": cpu_graph}
     write_manifest(own_bundle, manifest)
-    built = build_component(Bundle.open(own_bundle), NAME, FEEDS)
+    built = build_for_onnxruntime(Bundle.open(own_bundle), NAME, FEEDS)
     assert built_engines.load_record(built.folder).graph == cpu_graph
 
 
 def test_building_again_replaces_what_is_there(bundle: Bundle) -> None:
-    first = build_component(bundle, NAME, FEEDS)
-    time = first.graph.stat().st_mtime_ns
-    assert build_component(bundle, NAME, FEEDS) == first
-    assert first.graph.stat().st_mtime_ns > time
+    first = build_for_onnxruntime(bundle, NAME, FEEDS)
+    time = first.path.stat().st_mtime_ns
+    assert build_for_onnxruntime(bundle, NAME, FEEDS).folder == first.folder
+    assert first.path.stat().st_mtime_ns > time
 
 
 @pytest.mark.parametrize(
@@ -100,48 +97,48 @@ def test_what_does_not_fit_any_more_is_not_used_and_the_log_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    built = build_component(bundle, NAME, FEEDS)
+    built = build_for_onnxruntime(bundle, NAME, FEEDS)
     if change == "machine":
         monkeypatch.setattr(built_engines, "make_build_key", lambda: "onnxruntime-0")
     elif change == "graph":
         digest = built.folder.name.rpartition("-")[2]
         built.folder.rename(built.folder.with_name(f"{NAME}-{'0' * len(digest)}"))
     elif change == "size":
-        built.graph.write_bytes(built.graph.read_bytes()[:-1])
+        built.path.write_bytes(built.path.read_bytes()[:-1])
     elif change == "file":
-        built.graph.unlink()
+        built.path.unlink()
     else:
         (built.folder / RECORD_NAME).write_text("{")
     finder = GraphFinder(bundle, EngineOptions())
     for _ in range(2):
-        assert finder.find(NAME) == (bundle.load_graph(NAME), False)
+        assert finder.find(NAME).path == bundle.load_graph(NAME)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     (problem,) = [engine.problem for engine in find_built(bundle, NAME)]
     assert problem is not None
     assert problem in record.getMessage()
-    assert record.getMessage().endswith(f"mutoscope build {bundle.path}")
+    assert f"mutoscope build {bundle.path}" in record.getMessage()
     assert re.search(reason, problem)
 
 
 def test_a_changed_component_has_another_digest(bundle: Bundle, own_bundle: Path) -> None:
-    first = build_component(bundle, NAME, FEEDS)
+    first = build_for_onnxruntime(bundle, NAME, FEEDS)
     manifest = json.loads((own_bundle / "manifest.json").read_text())
     (own_bundle / NAME / "model.onnx.data").write_bytes(b"other weights")
     write_manifest(own_bundle, {**manifest, "files": {}})
-    second = build_component(Bundle.open(own_bundle), NAME, FEEDS)
+    second = build_for_onnxruntime(Bundle.open(own_bundle), NAME, FEEDS)
     assert first.folder != second.folder
-    assert find(Bundle.open(own_bundle)) == (second.graph, True)
+    assert find(Bundle.open(own_bundle)) == (second.path, True)
 
 
 def test_a_bundle_that_cannot_be_written_is_built_in_the_cache(
     bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    built = build_component(bundle, NAME, FEEDS)
+    built = build_for_onnxruntime(bundle, NAME, FEEDS)
     assert built.folder.parent.parent == cache
     assert not (bundle.path / "engines").exists()
-    assert find(bundle) == (built.graph, True)
+    assert find(bundle) == (built.path, True)
     # What the cache has of other bundles is none of this one's business.
     built.folder.rename(built.folder.with_name(f"{NAME}-{'0' * 16}"))
     assert list(find_built(bundle, NAME)) == []
@@ -151,7 +148,7 @@ def test_the_shipped_bundle_is_built_in_the_cache(
     bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(built_engines, "DEFAULT_BUNDLE_PATH", bundle.path.resolve())
-    assert build_component(bundle, NAME, FEEDS).folder.is_relative_to(cache)
+    assert build_for_onnxruntime(bundle, NAME, FEEDS).folder.is_relative_to(cache)
 
 
 def test_without_a_home_nothing_is_found_and_building_says_what_to_set(
@@ -162,7 +159,7 @@ def test_without_a_home_nothing_is_found_and_building_says_what_to_set(
     assert not find(bundle)[1]
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match=r"no folder for a cache.*: set XDG_CACHE_HOME"):
-        build_component(bundle, NAME, FEEDS)
+        build_for_onnxruntime(bundle, NAME, FEEDS)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, EngineError, OSError])
@@ -174,9 +171,9 @@ def test_a_build_that_fails_or_is_interrupted_leaves_nothing(
         raise error("broken")
 
     before = list_files(bundle.path)
-    monkeypatch.setattr(built_engines, "build_graph", write_and_fail)
+    monkeypatch.setattr(onnxruntime_engines, "build_graph", write_and_fail)
     with pytest.raises(OutputError if error is OSError else error, match="broken"):
-        build_component(bundle, NAME, FEEDS)
+        build_for_onnxruntime(bundle, NAME, FEEDS)
     assert list_files(bundle.path) == before
 
 
@@ -186,19 +183,19 @@ def test_a_disk_that_is_too_full_is_said_before_the_work(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     before = list_files(bundle.path)
     with pytest.raises(OutputError, match=r"engines has 0 bytes free; building vae_decoder needs"):
-        build_component(bundle, NAME, FEEDS)
+        build_for_onnxruntime(bundle, NAME, FEEDS)
     assert list_files(bundle.path) == before
 
 
 def test_removing_leaves_the_bundle_as_it_was(bundle: Bundle) -> None:
     before = list_files(bundle.path)
-    remove_built(build_component(bundle, NAME, FEEDS))
+    remove_built(build_for_onnxruntime(bundle, NAME, FEEDS))
     assert list_files(bundle.path) == before
 
 
 def test_a_component_that_is_not_there_or_damaged_is_not_built(bundle: Bundle) -> None:
     with pytest.raises(ParameterError, match="this bundle has no vae"):
-        build_component(bundle, "vae", FEEDS)
+        build_for_onnxruntime(bundle, "vae", FEEDS)
     (bundle.path / NAME / "model.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match=r"vae_decoder/model.onnx has 0 bytes"):
-        build_component(bundle, NAME, FEEDS)
+        build_for_onnxruntime(bundle, NAME, FEEDS)

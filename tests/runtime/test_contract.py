@@ -66,11 +66,14 @@ def test_docs_show_the_help_as_it_is() -> None:
     assert text == make_document(), "run scripts/write_cli_docs.py"
 
 
+DOCUMENTS = ("benchmarks", "cli", "desktop", "export", "families", "jetson", "python-api")
+
+
 @pytest.mark.parametrize(
     "document",
     [
         "README.md",
-        *(f"docs/{name}.md" for name in ("benchmarks", "cli", "export", "families", "python-api")),
+        *(f"docs/{name}.md" for name in DOCUMENTS),
     ],
 )
 def test_documented_commands_parse(document: str) -> None:

@@ -160,7 +160,7 @@ def test_a_batch_stacks_what_has_its_axis_and_leaves_the_rest(bundle: Bundle) ->
     record = bundle.manifest.components["unet"].inputs["timestep"]
     change_inputs(
         bundle,
-        timestep=dataclasses.replace(record, shape=("B",)),
+        timestep=dataclasses.replace(record, shape=("batch",)),
         rate=dataclasses.replace(record, shape=(1,), source="frame_rate"),
     )
     rate = {"frame_rate": np.asarray(8.0)}

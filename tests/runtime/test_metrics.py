@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mutoscope.calibration.metrics import (
+from mutoscope.runtime.metrics import (
     MAXIMUM_PSNR_DB,
     cosine_similarity,
     max_abs_error,

@@ -15,12 +15,14 @@ from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime import main
 from mutoscope.runtime.benchmarks.contestants import choose_variants, make_own, make_peers
-from mutoscope.runtime.built_engines import GraphFinder, build_component, find_built
+from mutoscope.runtime.built_engines import find_built
 from mutoscope.runtime.bundle import Bundle, find_external_data
 from mutoscope.runtime.commands.inspect import format_bytes
 from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.components import Components
+from mutoscope.runtime.engine_choice import GraphFinder
 from mutoscope.runtime.errors import BundleError, ParameterError
+from mutoscope.runtime.onnxruntime_engines import build_for_onnxruntime
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.settings import make_settings
 from tests.runtime.hand_made_bundle import make_unet, write_manifest
@@ -217,17 +219,17 @@ def test_what_was_built_stays_valid_when_a_variant_is_added(
     add_variants(own_bundle, ("float32",))
     before = Bundle.open(own_bundle)
     feeds = make_inputs(before, make_settings(before, seed=0))["unet"]
-    built = build_component(before, "unet", feeds)
+    built = build_for_onnxruntime(before, "unet", feeds)
     add_variants(own_bundle)
     after = Bundle.open(own_bundle)
     assert list(find_built(after, "unet")) == [built]
-    assert GraphFinder(after, EngineOptions()).find("unet") == (built.graph, True)
+    assert GraphFinder(after, EngineOptions()).find("unet").path == built.path
     int8 = after.load_graph("unet", "int8", for_cpu=True)
-    assert GraphFinder(after, EngineOptions(), "int8").find("unet") == (int8, False)
-    both = build_component(after, "unet", feeds, "int8")
+    assert GraphFinder(after, EngineOptions(), "int8").find("unet").path == int8
+    both = build_for_onnxruntime(after, "unet", feeds, "int8")
     assert (built.variant, both.variant) == ("float32", "int8")
-    assert GraphFinder(after, EngineOptions(), "int8").find("unet") == (both.graph, True)
-    assert GraphFinder(after, EngineOptions()).find("unet") == (built.graph, True)
+    assert GraphFinder(after, EngineOptions(), "int8").find("unet").path == both.path
+    assert GraphFinder(after, EngineOptions()).find("unet").path == built.path
     assert list(find_built(after, "unet", "int8")) == [both]
     assert not caplog.records
 
@@ -237,7 +239,7 @@ def test_only_what_was_built_of_the_same_variant_is_missed(
 ) -> None:
     bundle = Bundle.open(variants_path)
     feeds = make_inputs(bundle, make_settings(bundle, seed=0))["unet"]
-    build_component(bundle, "unet", feeds, "int8")
+    build_for_onnxruntime(bundle, "unet", feeds, "int8")
     manifest = json.loads((variants_path / "manifest.json").read_text())
     save_unet(variants_path / CPU_GRAPHS["int8"], 0.1)
     write_manifest(variants_path, manifest)
