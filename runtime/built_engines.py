@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mutoscope.engines.onnxruntime_build import GRAPH_NAME, BuildReport, make_build_key
+from mutoscope.engines.options import DEFAULT_ENGINE, TENSORRT_MODULES
 from mutoscope.engines.tensorrt_build import TensorrtBuildOptions
 from mutoscope.engines.tensorrt_platform import EnginePlatform, find_misfit, make_platform
 from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH, Bundle, list_graph_files
@@ -88,6 +89,7 @@ class ProofRecord:
         psnr_db: Of the worst of its outputs.
         minimum_psnr_db: What is needed for the engine to be used.
         seconds_run: Median time of a run of the usual size, copies included.
+        memory_bytes: What it held on the device, by what for, with clips of the usual size.
         device: Where it ran, in words.
         platform: What it ran with; a proof is good for the same version and GPU only.
     """
@@ -95,6 +97,7 @@ class ProofRecord:
     psnr_db: float
     minimum_psnr_db: float
     seconds_run: float
+    memory_bytes: dict[str, int]
     device: str
     platform: EnginePlatform
 
@@ -141,6 +144,11 @@ class BuiltEngine:
         return None
 
     @property
+    def engine(self) -> str:
+        """What it was built for, also where its record cannot be read."""
+        return _find_engine(self.folder.parent.name) or DEFAULT_ENGINE
+
+    @property
     def path(self) -> Path:
         """The file to load."""
         is_plan = self.record is not None and self.record.tensorrt is not None
@@ -161,7 +169,7 @@ def find_built(
         bundle: The bundle.
         name: A key of its components.
         variant: Leave out what was built of its other variants; None yields all.
-        engine: Leave out what was built for others, but not what is damaged; None yields all.
+        engine: Leave out what was built for others; None yields all.
 
     Raises:
         ParameterError: The bundle has no such component.
@@ -177,10 +185,18 @@ def find_built(
             # The cache has the engines of other bundles too.
             if len(found) != _DIGEST_DIGITS or not (found in digests or in_bundle):
                 continue
+            # By its name: to find out whether one of TensorRT fits takes TensorRT.
+            if engine not in (_find_engine(folder.parent.name), None):
+                continue
             built = _read_built(folder, name, digests.get(found), graphs)
-            is_of_other = built.record is not None and engine not in (built.record.engine, None)
-            if not is_of_other and (variant is None or built.variant in (variant, None)):
+            if variant is None or built.variant in (variant, None):
                 yield built
+
+
+def _find_engine(key: str) -> str | None:
+    """What engines with this key were built for: `tensorrt-rtx` of `tensorrt-rtx-1.7-...`."""
+    known = [name for name in (DEFAULT_ENGINE, *TENSORRT_MODULES) if key.startswith(f"{name}-")]
+    return max(known, key=len, default=None)
 
 
 def _read_built(folder: Path, name: str, graph: str | None, graphs: dict[str, str]) -> BuiltEngine:

@@ -186,12 +186,11 @@ class GraphFinder:
 
     def _describe_problem(self, built: BuiltEngine) -> str:
         """Why an engine is not used, and the command that would change it."""
-        engine = built.record.engine if built.record else self._options.name
-        if engine in TENSORRT_MODULES and not _has_gpu():
+        if built.engine in TENSORRT_MODULES and not _has_gpu():
             return f"what was built of it is not used, since {built.problem}"
         command = f"mutoscope {'build' if built.misfit else 'verify'} {self._bundle.path}"
-        if engine in TENSORRT_MODULES:
-            command += f" --engine {engine}"
+        if built.engine in TENSORRT_MODULES:
+            command += f" --engine {built.engine}"
         if self._variant:
             command += f" --variant {self._variant}"
         return f"what was built of it is not used, since {built.problem}: {command}"

@@ -79,6 +79,7 @@ class EngineProver:
         try:
             closeness = [_compare(expected[size], engine.run(feeds[size])) for size in feeds]
             seconds = _measure(engine, feeds[usual])
+            memory = dict(engine.memory_bytes)
             device = engine.properties["device"]
         finally:
             engine.close()
@@ -86,6 +87,7 @@ class EngineProver:
             psnr_db=min(closeness),
             minimum_psnr_db=MINIMUM_PSNR_DB.get(built.variant, _OTHER_MINIMUM_PSNR_DB),
             seconds_run=seconds,
+            memory_bytes=memory,
             device=device,
             platform=make_platform(record.platform.engine, TensorrtBuildOptions()),
         )

@@ -29,16 +29,17 @@ def describe_built(all_built: list[BuiltEngine]) -> Iterator[str]:
         return
     yield (
         f"{'component':<16}{'variant':<10}{'size':>10}{'built in':>11}{'against CPU':>13}"
-        f"{'a run':>11}  folder"
+        f"{'a run':>11}{'memory':>10}  folder"
     )
     for built in all_built:
         proof, record = built.proof, built.record and built.record.tensorrt
         closeness = f"{proof.psnr_db:.1f} dB" if proof else "-"
         time = f"{1e3 * proof.seconds_run:.2f} ms" if proof else "-"
+        memory = format_bytes(sum(proof.memory_bytes.values())) if proof else "-"
         yield (
             f"{built.component:<16}{built.variant:<10}{format_bytes(built.size_bytes):>10}"
             f"{record.seconds_build if record else 0:>9.1f} s{closeness:>13}{time:>11}"
-            f"  {built.folder}"
+            f"{memory:>10}  {built.folder}"
         )
     yield from _describe_choices(all_built)
     for problem in dict.fromkeys(built.problem for built in all_built if built.problem):

@@ -163,9 +163,9 @@ def _describe_built(bundle: Bundle, name: str) -> Iterator[str]:
 
 def _describe_use(built: BuiltEngine) -> str:
     """Where a built engine is used, and how fast it was there."""
-    if built.proof is None or built.record is None:
+    if built.proof is None:
         return "used on this machine's CPU"
-    return f"used with --engine {built.record.engine}, {1e3 * built.proof.seconds_run:.2f} ms a run"
+    return f"used with --engine {built.engine}, {1e3 * built.proof.seconds_run:.2f} ms a run"
 
 
 def _describe_tensor(tensor: TensorRecord) -> str:

@@ -77,6 +77,10 @@ class EmulatedEngine(ForwardingEngine):
     def inputs(self) -> Mapping[str, TensorSpec]:
         return self._limits
 
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        return {"weights": 3000, "activations": 2000}
+
     def run(
         self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
     ) -> Tensors:

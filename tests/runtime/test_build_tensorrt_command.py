@@ -49,6 +49,7 @@ def test_build_proves_what_it_builds_and_generate_makes_the_same_video_of_it(
         assert record["problem"] is None
         assert record["proof"]["psnr_db"] >= record["proof"]["minimum_psnr_db"]
         assert record["proof"]["seconds_run"] > 0
+        assert record["proof"]["memory_bytes"] == {"weights": 3000, "activations": 2000}
         assert record["tensorrt"]["seconds_build"] > 0
         assert Path(record["folder"]).parent.parent == own_bundle / "engines"
     videos = {}
@@ -73,6 +74,7 @@ def test_build_prints_how_close_and_how_fast_each_variant_is_and_which_one_is_ta
         assert row.split()[:2] == ["unet", name]
         assert " dB " in row
         assert " ms " in row
+        assert " 5.0 kB " in row
     assert choice.startswith("unet: float16 ")
     assert choice.endswith("generate takes int8 where no --variant is given")
 

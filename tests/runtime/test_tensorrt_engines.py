@@ -14,6 +14,7 @@ import pytest
 
 from mutoscope.engines.options import EngineOptions
 from mutoscope.engines.tensorrt_build import TensorrtBuildOptions
+from mutoscope.runtime import built_engines
 from mutoscope.runtime.built_engines import (
     PROOF_NAME,
     RECORD_NAME,
@@ -99,6 +100,21 @@ def test_without_a_gpu_nothing_that_was_built_is_used(bundle: Bundle) -> None:
     assert "driver" in (build(bundle).problem or "")
     with pytest.raises(EngineError, match=r"unet cannot run: .*driver"):
         GraphFinder(bundle, OPTIONS).find("unet")
+
+
+def test_another_engine_has_nothing_to_do_with_what_was_built(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(platform: object) -> None:
+        raise AssertionError("TensorRT was asked")
+
+    built = build(bundle)
+    monkeypatch.setattr(built_engines, "find_misfit", fail)
+    for damaged in (False, True):
+        if damaged:
+            (built.folder / RECORD_NAME).write_text("{")
+        found = GraphFinder(bundle, EngineOptions()).find("unet")
+        assert (found.path, found.is_built) == (bundle.load_graph("unet"), False)
 
 
 def test_what_was_not_compared_is_not_used(bundle: Bundle, machine: EmulatedGpu) -> None:
