@@ -24,3 +24,8 @@ class EngineError(MutoscopeError):
 
 class ExecutionProviderError(EngineError):
     """The execution provider that was asked for is not available in this build or machine."""
+
+
+def join_lines(text: str) -> str:
+    """Return a message of a library in one line."""
+    return " ".join(text.split())

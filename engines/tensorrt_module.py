@@ -7,10 +7,9 @@ before it is asked for: importing loads hundreds of megabytes of libraries.
 from __future__ import annotations
 
 import importlib
-import re
 from typing import TYPE_CHECKING, cast
 
-from mutoscope.engines.errors import EngineError
+from mutoscope.engines.errors import EngineError, join_lines
 from mutoscope.engines.options import TENSORRT_MODULES
 
 if TYPE_CHECKING:
@@ -45,11 +44,6 @@ def load_tensorrt(engine_name: str) -> tensorrt.Tensorrt:
 def find_version(engine_name: str) -> str:
     """Return the version of the module, "10.3.0"; raises `EngineError` if it is absent."""
     return load_tensorrt(engine_name).__version__
-
-
-def join_lines(text: str) -> str:
-    """Return a message of a library in one line."""
-    return re.sub(r"\s+", " ", text).strip()
 
 
 class ErrorLog:

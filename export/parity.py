@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from mutoscope.engines.onnxruntime_module import error_types, first_line
 from mutoscope.export.errors import ExportParityError
 from mutoscope.export.families.contract import Arrays, ComponentExport
 from mutoscope.export.library_noise import quiet_libraries
@@ -160,20 +161,16 @@ def _open_session(name: str, graph_path: Path) -> Any:
         return onnxruntime.InferenceSession(
             str(graph_path), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as err:  # onnxruntime's errors share no base but Exception
-        raise ExportParityError(f"{name} does not load in onnxruntime: {_first_line(err)}") from err
+    except error_types() as err:
+        raise ExportParityError(f"{name} does not load in onnxruntime: {first_line(err)}") from err
 
 
 def _run_session(session: Any, component: ComponentExport, inputs: Arrays) -> Arrays:
     names = list(component.outputs)
     try:
         outputs = session.run(names, inputs)
-    except Exception as err:  # onnxruntime's errors share no base but Exception
+    except error_types() as err:
         raise ExportParityError(
-            f"{component.name} does not run in onnxruntime: {_first_line(err)}"
+            f"{component.name} does not run in onnxruntime: {first_line(err)}"
         ) from err
     return {name: np.asarray(output) for name, output in zip(names, outputs, strict=True)}
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0]

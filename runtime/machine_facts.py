@@ -12,6 +12,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mutoscope.engines.errors import join_lines
+
 ROOT = Path("/")
 # What decides how fast matrices are multiplied, as /proc/cpuinfo calls it. "asimddp" is Arm's dot
 # product of 8-bit integers.
@@ -99,11 +101,6 @@ def run_program(*command: str) -> tuple[str, str]:
         said = join_lines(done.stderr or done.stdout) or "nothing"
         return done.stdout.strip(), f"{name} ended with code {done.returncode} and said: {said}"
     return done.stdout.strip(), ""
-
-
-def join_lines(text: str) -> str:
-    """Return a text in one line."""
-    return " ".join(text.split())
 
 
 def parse_version(text: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from mutoscope.engines.cuda_device import (
     find_driver_version,
     list_gpus,
 )
-from mutoscope.engines.errors import EngineError
+from mutoscope.engines.errors import EngineError, join_lines
 from mutoscope.engines.onnxruntime_providers import (
     EXECUTION_PROVIDERS,
     find_execution_provider,
@@ -42,7 +42,6 @@ from mutoscope.runtime.machine_facts import (
     ROOT,
     count_memory,
     find_package,
-    join_lines,
     parse_version,
     read_memory,
     read_processor,
