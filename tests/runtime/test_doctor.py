@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from mutoscope.engines.cuda_device import GpuRecord
 from mutoscope.runtime import main
-from mutoscope.runtime.commands.doctor import describe, doctor
+from mutoscope.runtime.commands.doctor import describe
 from mutoscope.runtime.doctor.advice import advise
 from mutoscope.runtime.doctor.facts import CUDA_BINDINGS, Facts, Graphics, Onnxruntime, Package
 from mutoscope.runtime.doctor.findings import Finding, judge
@@ -235,7 +235,7 @@ def test_advice_is_of_commands_that_there_are(orin: Facts) -> None:
 
 
 def test_the_command_prints_findings_and_advice() -> None:
-    result = CliRunner().invoke(doctor, [])
+    result = CliRunner().invoke(main.group, ["doctor"])
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert {"system", "nvidia", "onnxruntime", "openvino", "what to run here"} <= set(lines)
@@ -244,7 +244,7 @@ def test_the_command_prints_findings_and_advice() -> None:
 
 
 def test_json_is_one_object() -> None:
-    result = CliRunner().invoke(doctor, ["--json"])
+    result = CliRunner().invoke(main.group, ["doctor", "--json"])
     assert result.exit_code == 0
     record = json.loads(result.stdout)
     assert set(record) == {"facts", "findings", "advice"}
