@@ -221,7 +221,7 @@ def test_a_processor_with_bfloat16_is_told_to_use_it() -> None:
 
 def test_advice_is_of_commands_that_there_are(orin: Facts) -> None:
     with_openvino = dataclasses.replace(NO_GPU, precisions=("f32", "bf16"))
-    context = click.Context(main.group)
+    context = click.Context(main.group, **main.group.context_settings)
     seen = set()
     for facts in (orin, RTX_3090, H100, NO_GPU, with_openvino):
         for words in map(shlex.split, list_commands(facts)):
