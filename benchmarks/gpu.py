@@ -146,8 +146,6 @@ class Contest:
         name = row.options.get("execution_provider", DEFAULT_EXECUTION_PROVIDER)
         cache = self.folder / f"{row.name}-{row.dtype}-cache"
         options = make_cache_options(EXECUTION_PROVIDERS[name], cache)
-        if options:
-            cache.mkdir(exist_ok=True)
         return {"provider_options": list(options.items())} if options else {}
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mutoscope.engines.errors import ExecutionProviderError
+from mutoscope.engines.errors import EngineError, ExecutionProviderError
 from mutoscope.engines.onnxruntime_module import error_types, first_line, import_onnxruntime
 from mutoscope.engines.options import DEFAULT_EXECUTION_PROVIDER
 
@@ -178,17 +178,28 @@ def check_provider_options(provider: ExecutionProvider, options: Mapping[str, st
 
 
 def make_cache_options(provider: ExecutionProvider, cache: Path) -> dict[str, str]:
-    """Return the options with which an execution provider keeps what it builds in a folder."""
-    if provider.name == "tensorrt":
-        return {
+    """Return the options with which an execution provider keeps what it builds in a folder.
+
+    The folder is made, if there are any.
+
+    Raises:
+        EngineError: It cannot be made.
+    """
+    options = {
+        "tensorrt": {
             "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(cache),
             "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": str(cache),
-        }
-    if provider.name == "tensorrt-rtx":
-        return {"nv_runtime_cache_path": str(cache)}
-    return {}
+        },
+        "tensorrt-rtx": {"nv_runtime_cache_path": str(cache)},
+    }.get(provider.name, {})
+    if options:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise EngineError(f"{cache} cannot be made: {err.strerror or err}") from err
+    return options
 
 
 def _look_up(name: str) -> ExecutionProvider:

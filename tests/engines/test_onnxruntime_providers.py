@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from mutoscope.engines import onnxruntime_providers
-from mutoscope.engines.errors import ExecutionProviderError
+from mutoscope.engines.errors import EngineError, ExecutionProviderError
 from mutoscope.engines.onnxruntime_module import error_types
 from mutoscope.engines.onnxruntime_providers import (
     EXECUTION_PROVIDERS,
@@ -187,10 +187,19 @@ def test_recordings_by_onnxruntime_are_refused_because_they_forget_the_size(
 
 
 def test_only_what_builds_keeps_what_it_built(tmp_path: Path) -> None:
+    folders = {name: tmp_path / "new" / name for name in EXECUTION_PROVIDERS}
     options = {
-        name: make_cache_options(provider, tmp_path)
+        name: make_cache_options(provider, folders[name])
         for name, provider in EXECUTION_PROVIDERS.items()
     }
-    assert {name for name, found in options.items() if found} == {"tensorrt", "tensorrt-rtx"}
-    assert options["tensorrt-rtx"] == {"nv_runtime_cache_path": str(tmp_path)}
-    assert options["tensorrt"]["trt_engine_cache_path"] == str(tmp_path)
+    keeping = {"tensorrt", "tensorrt-rtx"}
+    assert {name for name, found in options.items() if found} == keeping
+    assert {name for name, folder in folders.items() if folder.is_dir()} == keeping
+    assert options["tensorrt-rtx"] == {"nv_runtime_cache_path": str(folders["tensorrt-rtx"])}
+    assert options["tensorrt"]["trt_engine_cache_path"] == str(folders["tensorrt"])
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match="file/cache cannot be made"):
+        make_cache_options(EXECUTION_PROVIDERS["tensorrt"], tmp_path / "file" / "cache")
