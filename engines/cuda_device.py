@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cuda.bindings.runtime import cudaError_t
 
 CUDA_INSTALL_HINT = (
-    "pip install cuda-bindings, of the driver's CUDA version or older (on JetPack 6: "
+    "pip install cuda-bindings, of the driver's major CUDA version or older (on JetPack 6: "
     "pip install 'cuda-bindings>=12.6,<13')"
 )
 # The kernel module says its version here, on desktops and on Jetsons.

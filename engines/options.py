@@ -92,9 +92,9 @@ class EngineOptions:
     @property
     def uses_cpu_graphs(self) -> bool:
         """Whether graphs that were rewritten for processors run here, and are faster."""
-        return (
-            self.execution_provider == DEFAULT_EXECUTION_PROVIDER
-            and self.engine not in TENSORRT_MODULES
+        return self.execution_provider == DEFAULT_EXECUTION_PROVIDER and self.engine not in (
+            *TENSORRT_MODULES,
+            AUTO,
         )
 
 

@@ -75,6 +75,8 @@ class TensorrtEngine:
             )
             if cache is not None:
                 closing.callback(cache.save)
+            # It must outlive the context, which is freed last.
+            self._cache = cache
             tensors = (*self._plan.inputs, *self._plan.outputs)
             self._buffers = {name: DeviceBuffer(self._stream) for name in tensors}
             self._activations = DeviceBuffer(self._stream)
@@ -190,7 +192,11 @@ class TensorrtEngine:
         for name, array in feeds.items():
             if not self._context.set_input_shape(name, array.shape):
                 raise self._make_error(f"does not take {name} of shape {list(array.shape)}")
-        unknown = self._context.infer_shapes()
+        try:
+            unknown = self._context.infer_shapes()
+        # Inputs that disagree about an axis: the plan does not keep the names of axes.
+        except RuntimeError as err:
+            raise self._make_error("does not take inputs of these shapes together") from err
         if unknown:
             raise self._make_error(f"does not know the shape of {', '.join(unknown)}")
         self._output_shapes = {

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+def read_file(path: Path) -> bytes:
+    """Return a file that is made again if it is of no use; empty if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 def write_file(path: Path, data: Buffer) -> None:
     """Write a file under a temporary name and rename it; raises `EngineError`."""
     try:
@@ -21,6 +29,8 @@ def write_file(path: Path, data: Buffer) -> None:
             try:
                 file.write(memoryview(data))
                 file.close()
+                # Temporary files are private; a plan is for all who have the bundle.
+                temporary.chmod(0o644)
                 os.replace(temporary, path)
             except BaseException:
                 temporary.unlink()

@@ -6,6 +6,7 @@ before it is asked for: importing loads hundreds of megabytes of libraries.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import TYPE_CHECKING, cast
 
@@ -46,19 +47,29 @@ def find_version(engine_name: str) -> str:
     return load_tensorrt(engine_name).__version__
 
 
+@functools.cache
+def _share_logger(trt: tensorrt.Tensorrt) -> tuple[list[str], tensorrt.ILogger]:
+    """The errors of a module and its logger, which is kept as long as the process.
+
+    TensorRT keeps a pointer to the first logger that it gets, and tells it what all others do.
+    """
+    errors = list[str]()
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined]  # known at run time only
+        def log(self, severity: object, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                errors.append(join_lines(message))
+
+    return errors, Logger()
+
+
 class ErrorLog:
     """The errors that TensorRT reports; `logger` is to be given to it, and prints nothing."""
 
     def __init__(self, trt: tensorrt.Tensorrt) -> None:
-        """Make a logger of this module."""
-        errors = self.errors = list[str]()
-
-        class Logger(trt.ILogger):  # type: ignore[name-defined]  # known at run time only
-            def log(self, severity: object, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    errors.append(join_lines(message))
-
-        self.logger: tensorrt.ILogger = Logger()
+        """Forget the errors of this module so far, whoever had them."""
+        self.errors, self.logger = _share_logger(trt)  # type: ignore[arg-type]  # of a module
+        self.errors.clear()
 
     def check(self, what: str) -> None:
         """Raise `EngineError` if there are errors: "TensorRT 10.3.0 does not start: no driver"."""

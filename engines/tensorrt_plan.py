@@ -10,7 +10,7 @@ import numpy as np
 
 from mutoscope.engines.engine import TensorSpec
 from mutoscope.engines.errors import EngineError
-from mutoscope.engines.tensorrt_files import write_file
+from mutoscope.engines.tensorrt_files import read_file, write_file
 from mutoscope.engines.tensorrt_module import (
     TENSORRT_RTX,
     TITLES,
@@ -154,12 +154,13 @@ class TensorrtPlan:
                 f"{self.name} cannot stream its weights, so that weight_budget_bytes "
                 f"({budget_bytes}) does nothing: build it with weight streaming, or leave it out"
             )
+        self.log.errors.clear()
         # Before there is a context; more than all is all.
         self._engine.weight_streaming_budget_v2 = budget_bytes
+        self.log.check(f"{self.name} does not take weight_budget_bytes {budget_bytes}")
 
     def _read_input(self, name: str) -> TensorSpec:
-        if self._engine.get_tensor_location(name) != self._trt.TensorLocation.DEVICE:
-            raise EngineError(f"{self.name}: {name} is a shape, which this program does not give")
+        self._check_location(name)
         minimum = maximum = self._engine.get_tensor_shape(name)
         if -1 in tuple(minimum):
             minimum, _, maximum = self._engine.get_tensor_profile_shape(name, 0)
@@ -170,6 +171,7 @@ class TensorrtPlan:
         return TensorSpec(name, self._find_dtype(name), shape, tuple(minimum), tuple(maximum))
 
     def _read_output(self, name: str) -> TensorSpec:
+        self._check_location(name)
         # The plan does not keep the names of axes; those that vary are -1.
         shape = tuple(
             length if length >= 0 else f"{name}_{index}"
@@ -177,8 +179,22 @@ class TensorrtPlan:
         )
         return TensorSpec(name, self._find_dtype(name), shape)
 
+    def _check_location(self, name: str) -> None:
+        """Raise `EngineError` for a tensor that TensorRT keeps on the processor."""
+        if self._engine.get_tensor_location(name) != self._trt.TensorLocation.DEVICE:
+            raise EngineError(
+                f"{self.name}: {name} is a shape, which is not supported: use engine 'onnxruntime'"
+            )
+
     def _find_dtype(self, name: str) -> str:
-        return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))).name
+        dtype = self._engine.get_tensor_dtype(name)
+        try:
+            return np.dtype(self._trt.nptype(dtype)).name
+        except TypeError as err:
+            raise EngineError(
+                f"{self.name}: {name} is of a type that numpy does not have ({dtype}): export the "
+                "graph with inputs and outputs in float32 or float16"
+            ) from err
 
 
 class RuntimeCache:
@@ -187,7 +203,7 @@ class RuntimeCache:
     def __init__(self, config: tensorrt.IRuntimeConfig, path: Path) -> None:
         """Have what is made with `config` use the file, if that is of this GPU and driver."""
         self._path = path
-        self._saved = path.read_bytes() if path.is_file() else b""
+        self._saved = read_file(path)
         self._cache = config.create_runtime_cache()
         # What is refused (another driver, a damaged file) is compiled again and replaced.
         if self._saved:
@@ -197,6 +213,8 @@ class RuntimeCache:
 
     def save(self) -> None:
         """Write what was compiled, if that is more than was read; raises `EngineError`."""
-        data = bytes(memoryview(self._cache.serialize()))
-        if data != self._saved:
+        blob = self._cache.serialize()
+        # None after a fault of the GPU, which was reported when it happened.
+        data = b"" if blob is None else bytes(memoryview(blob))
+        if data and data != self._saved:
             write_file(self._path, data)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mutoscope.engines.errors import EngineError
-from mutoscope.engines.tensorrt_files import write_file
+from mutoscope.engines.tensorrt_files import read_file, write_file
 
 if TYPE_CHECKING:
     import tensorrt
@@ -23,7 +23,7 @@ class TimingCache:
         """Have a builder use the timings in a file, if they are of this GPU and version."""
         self.notes: list[str] = []
         self._path = path
-        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        cache = config.create_timing_cache(read_file(path))
         # Timings of another GPU or version are refused as well as damaged ones.
         if cache is None or not config.set_timing_cache(cache, False):
             self.notes.append(f"{path} is damaged or was made elsewhere: measured anew")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from mutoscope.engines.cuda_device import list_gpus
 from mutoscope.engines.onnxruntime_build import GRAPH_NAME, BuildReport, make_build_key
 from mutoscope.engines.options import DEFAULT_ENGINE, TENSORRT_MODULES
 from mutoscope.engines.tensorrt_build import TensorrtBuildOptions
@@ -254,7 +255,8 @@ def load_proof(folder: Path, record: BuildRecord) -> ProofRecord | None:
     except (OSError, ValueError, BundleError):
         return None
     here = make_platform(record.engine, TensorrtBuildOptions())
-    return proof if proof.platform == here else None
+    is_here = proof.platform == here and proof.device == list_gpus()[0].name
+    return proof if is_here else None
 
 
 def write_built(

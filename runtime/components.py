@@ -11,7 +11,7 @@ from mutoscope.engines.options import DEFAULT_ENGINE, TENSORRT_MODULES, EngineOp
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.engine_choice import FoundGraph, GraphFinder, Shapes, open_found
 from mutoscope.runtime.errors import EngineError, ParameterError
-from mutoscope.runtime.manifest import DENOISERS
+from mutoscope.runtime.manifest import DENOISERS, LATENTS
 from mutoscope.runtime.timings import Timings
 
 # The fields of Timings, which name the usual components.
@@ -76,6 +76,15 @@ class Components:
         """Return what runs a component, in words; raises as `load`."""
         return str(self._found.get(name) or self._graphs.find(name))
 
+    def check_latents(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise `EngineError` unless something runs a component on latents of this shape.
+
+        Nothing is loaded: it is for before the work.
+        """
+        inputs = self._bundle.find_component(name).inputs
+        taking = (key for key, record in inputs.items() if record.source == LATENTS)
+        self._graphs.check(name, dict.fromkeys(taking, shape))
+
     def load(self, name: str, timings: Timings, shapes: Shapes | None = None) -> Engine:
         """Return the engine of a component, loading it if need be.
 
@@ -113,6 +122,7 @@ class Components:
         """
         check_declaration(self._bundle, name, engine)
         self.unload(name)
+        self._found.pop(name, None)
         self._engines[name] = engine
 
     def make_opener(self, name: str) -> Callable[[str], Engine]:
@@ -136,7 +146,6 @@ class Components:
     def unload(self, name: str) -> None:
         """Free the memory of a component; it is loaded again when it is next used."""
         engine = self._engines.pop(name, None)
-        self._found.pop(name, None)
         if engine is not None:
             engine.close()
 

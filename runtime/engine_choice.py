@@ -11,7 +11,10 @@ from pathlib import Path
 
 from mutoscope.engines.cuda_device import list_gpus
 from mutoscope.engines.engine import Engine
-from mutoscope.engines.onnxruntime_providers import list_execution_providers
+from mutoscope.engines.onnxruntime_providers import (
+    EXECUTION_PROVIDERS,
+    list_execution_providers,
+)
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import (
     AUTO,
@@ -20,6 +23,7 @@ from mutoscope.engines.options import (
     TENSORRT_MODULES,
     EngineOptions,
 )
+from mutoscope.engines.tensorrt_build import ShapeRange
 from mutoscope.runtime.built_engines import BuiltEngine, find_built
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.cache import find_cache
@@ -159,14 +163,33 @@ class GraphFinder:
             raise EngineError(self._explain_absence(name, chosen, all_built))
         if not usable and all_built:
             self._warn(name, all_built[-1])
-        fitting = [built for built in usable if self._takes(built, shapes)]
-        return min(fitting or usable, key=_get_seconds_run, default=None)
+        fitting = [built for built in usable if takes(self._make_ranges(built), shapes or {})]
+        # Times are of the usual size of each.
+        best = [built for built in fitting if self._is_best_at(built, shapes or {})]
+        return min(best or fitting or usable, key=_get_seconds_run, default=None)
 
-    def _takes(self, built: BuiltEngine, shapes: Shapes | None) -> bool:
-        if shapes is None or built.record is None or built.record.tensorrt is None:
-            return True
-        ranges = make_shape_ranges(self._bundle, built.component, built.record.tensorrt.clips)
-        return takes(ranges, shapes)
+    def check(self, name: str, shapes: Shapes) -> None:
+        """Raise `EngineError` unless something runs a component on inputs of these shapes."""
+        built = self.find_plan(name, shapes)
+        if built is None or takes(self._make_ranges(built), shapes):
+            return
+        clips = built.record.tensorrt.clips if built.record and built.record.tensorrt else None
+        batch = f", {clips.batch} at once" if clips else ""
+        listed = ", ".join(f"{key} {list(shape)}" for key, shape in shapes.items())
+        raise EngineError(
+            f"{name} was built for {built.engine} for clips of {clips}{batch}, which does not take "
+            f"{listed}: use such a clip, or mutoscope build {self._bundle.path} --engine "
+            f"{built.engine} with the --shapes and --guidance-passes of this one"
+        )
+
+    def _make_ranges(self, built: BuiltEngine) -> dict[str, ShapeRange]:
+        if built.record is None or built.record.tensorrt is None:
+            return {}
+        return make_shape_ranges(self._bundle, built.component, built.record.tensorrt.clips)
+
+    def _is_best_at(self, built: BuiltEngine, shapes: Shapes) -> bool:
+        ranges = self._make_ranges(built)
+        return all(ranges[name].optimum == tuple(shape) for name, shape in shapes.items())
 
     def _explain_absence(self, name: str, engine: str, all_built: list[BuiltEngine]) -> str:
         if not all_built:
@@ -188,6 +211,11 @@ class GraphFinder:
         """Why an engine is not used, and the command that would change it."""
         if built.engine in TENSORRT_MODULES and not _has_gpu():
             return f"what was built of it is not used, since {built.problem}"
+        if built.proof is not None:
+            return (
+                f"what was built of it is not used, since {built.problem}: use another variant, or "
+                f"engine {DEFAULT_ENGINE!r}"
+            )
         command = f"mutoscope {'build' if built.misfit else 'verify'} {self._bundle.path}"
         if built.engine in TENSORRT_MODULES:
             command += f" --engine {built.engine}"
@@ -224,9 +252,12 @@ def _find_runtime_cache(folder: Path) -> Path | None:
 
 def _find_provider_cache(options: EngineOptions) -> Path | None:
     """The folder where an execution provider keeps what it compiled, under keys of its own."""
-    folder = find_cache() / "execution-providers" / options.execution_provider
-    is_compiled = options.execution_provider in TENSORRT_MODULES
-    return folder if is_compiled and folder.is_absolute() else None
+    if options.name != DEFAULT_ENGINE or options.execution_provider == DEFAULT_EXECUTION_PROVIDER:
+        return None
+    given, folder = options.execution_provider, find_cache() / "execution-providers"
+    known = EXECUTION_PROVIDERS.values()
+    name = next((p.name for p in known if given in (p.name, p.full_name)), given)
+    return folder / name if folder.is_absolute() else None
 
 
 def open_found(found: FoundGraph) -> Engine:

@@ -18,7 +18,7 @@ import numpy as np
 from mutoscope.engines.engine import Array, Engine, Tensors
 from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
 from mutoscope.engines.options import EngineOptions
-from mutoscope.engines.tensorrt_build import ShapeRange, TensorrtBuildOptions
+from mutoscope.engines.tensorrt_build import TensorrtBuildOptions
 from mutoscope.engines.tensorrt_platform import make_platform
 from mutoscope.runtime.built_engines import PROOF_NAME, BuiltEngine, ProofRecord
 from mutoscope.runtime.bundle import Bundle
@@ -29,7 +29,7 @@ from mutoscope.runtime.json_records import write_record
 from mutoscope.runtime.metrics import psnr_db
 from mutoscope.runtime.outputs import new_file
 from mutoscope.runtime.settings import make_settings
-from mutoscope.runtime.shape_ranges import ClipSize, make_shape_ranges
+from mutoscope.runtime.shape_ranges import ClipRange, ClipSize, make_shape_ranges
 
 # What other kernels may change. float32 may be multiplied in TF32, with the 10 bits of mantissa of
 # float16; in int8 a value near the middle of two steps may be rounded to the other one, and what
@@ -67,10 +67,9 @@ class EngineProver:
         record = built.record and built.record.tensorrt
         if built.misfit or not record or built.variant is None:
             raise EngineError(f"{built.folder.name} cannot be loaded here: {built.misfit}")
-        ranges = make_shape_ranges(self._bundle, built.component, record.clips)
         usual, least = record.clips.optimum, record.clips.minimum
         feeds = {
-            size: self._make_feeds(built.component, size, ranges)
+            size: self._make_feeds(built.component, size, record.clips.batch)
             for size in dict.fromkeys((usual, least))
         }
         # Before the engine is loaded: a Jetson has one memory for both.
@@ -105,8 +104,9 @@ class EngineProver:
         finally:
             engine.close()
 
-    def _make_feeds(self, name: str, size: ClipSize, ranges: Mapping[str, ShapeRange]) -> Tensors:
+    def _make_feeds(self, name: str, size: ClipSize, batch: int) -> Tensors:
         """Inputs of a component in a generation of this size, as many as one run takes."""
+        ranges = make_shape_ranges(self._bundle, name, ClipRange(size, size, size, batch))
         if size not in self._inputs:
             settings = make_settings(
                 self._bundle,
@@ -117,13 +117,12 @@ class EngineProver:
             )
             self._inputs[size] = make_inputs(self._bundle, settings, self._options.num_threads)
         feeds = self._inputs[size][name]
-        return {key: _fit(array, ranges[key]) for key, array in feeds.items()}
+        return {key: _fit(array, ranges[key].optimum) for key, array in feeds.items()}
 
 
-def _fit(array: Array, lengths: ShapeRange) -> Array:
-    """An array cut or repeated along each axis to what an engine takes."""
-    for axis, (least, most) in enumerate(zip(lengths.minimum, lengths.maximum, strict=True)):
-        length = min(max(array.shape[axis], least), most)
+def _fit(array: Array, shape: tuple[int, ...]) -> Array:
+    """An array cut or repeated along each axis to a shape."""
+    for axis, length in enumerate(shape):
         if length != array.shape[axis]:
             array = np.take(array, np.arange(length) % array.shape[axis], axis=axis)
     return np.asarray(array, order="C")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,10 @@ from mutoscope.runtime.conditioning import (
     make_values,
 )
 from mutoscope.runtime.decoder import decode_latents, make_decode_plan
-from mutoscope.runtime.decoding import OnRun
-from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.decoding import DecodePlan, OnRun
+from mutoscope.runtime.errors import EngineError, ParameterError
 from mutoscope.runtime.guidance import GuidancePasses, GuidedDenoiser, check_guidance_passes
-from mutoscope.runtime.manifest import PREVIEW_DECODER
+from mutoscope.runtime.manifest import PREVIEW_DECODER, VAE_DECODER
 from mutoscope.runtime.noise import NoiseGenerator, make_noise_source
 from mutoscope.runtime.preview import OnPreview, check_preview, make_preview_step
 from mutoscope.runtime.sampler import F32, OnStep, denoise
@@ -150,19 +151,24 @@ class VideoPipeline:
     def variants(self) -> dict[str, str]:
         """The variant that each component runs, by its name in the bundle.
 
-        Raises:
-            EngineError: Nothing was built of a component for an engine that runs nothing else.
+        Left out are components that nothing was built of, for an engine that runs nothing else.
         """
-        return {
-            name: self._components.find_variant(name) for name in self.bundle.manifest.components
-        }
+        return self._ask_all(self._components.find_variant)
 
     def describe_engines(self) -> dict[str, str]:
-        """Return what runs each component in words, by its name in the bundle; raises as generate.
+        """Return what runs each component in words, by its name in the bundle.
 
-        With the engine "auto" it is what was chosen.
+        What ran, or what would run if nothing did yet; left out are the components that `variants`
+        leaves out.
         """
-        return {name: self._components.describe(name) for name in self.bundle.manifest.components}
+        return self._ask_all(self._components.describe)
+
+    def _ask_all(self, ask: Callable[[str], str]) -> dict[str, str]:
+        found = {}
+        for name in self.bundle.manifest.components:
+            with suppress(EngineError):
+                found[name] = ask(name)
+        return found
 
     def unload(self, component_name: str) -> None:
         """Free the memory of one component; it is loaded again when it is next used."""
@@ -275,6 +281,7 @@ class VideoPipeline:
             check_guidance_passes(denoiser, guidance_passes)
             values = make_values(self.bundle.manifest, settings, image)
             plan = make_decode_plan(self.bundle, settings.latents_shape, self._memory_limit_bytes)
+            self._check_engines(settings, plan, guidance_passes)
             if on_preview is not None:
                 on_step = self._make_preview_step(settings, timings, on_preview, on_step)
             # One stream, as in diffusers: the noise of the encoders, of the start, of the steps.
@@ -294,6 +301,22 @@ class VideoPipeline:
             timings=timings,
             variants=self.variants,
         )
+
+    def _check_engines(
+        self, settings: Settings, plan: DecodePlan, guidance_passes: GuidancePasses
+    ) -> None:
+        """Raise `EngineError` for what would fail after the encoders, or after all steps."""
+        one, channels, num_frames, height, width = settings.latents_shape
+        is_batched = settings.uses_guidance and guidance_passes == "batched"
+        batch = 2 * one if is_batched else one
+        shape = (batch, channels, num_frames, height, width)
+        self._components.check_latents(self._components.denoiser, shape)
+        if plan.tiles is not None:
+            self._components.make_opener(VAE_DECODER)
+            return
+        most = min(plan.frames_per_chunk, num_frames)
+        for count in {most, num_frames % most or most}:
+            self._components.check_latents(VAE_DECODER, (one, channels, count, height, width))
 
     def _make_prompts(
         self,

@@ -175,9 +175,12 @@ def _make_axes(bundle: Bundle, name: str, clips: ClipRange) -> dict[str, tuple[i
     if decoder is not None:
         # As many as one run decodes; what is left for the last run may be any number.
         chunks = [plan_decode(decoder, shape, scale).frames_per_chunk for shape in latents]
+        # Of small frames more fit into a run than in any of these clips.
+        longest = (*latents[0][:2], frames[2], *latents[0][3:])
+        most = plan_decode(decoder, longest, scale).frames_per_chunk
         is_cut = not clips.is_fixed and chunks != frames
         rest = 1 if is_cut else frames[1] % chunks[1] or chunks[1]
-        frames = [min(rest, *chunks), chunks[1], max(chunks)]
+        frames = [min(rest, *chunks), chunks[1], most]
     tokens = max((record.max_length for record in manifest.tokenizers.values()), default=1)
     batch = clips.batch if name in DENOISERS else 1
     return {

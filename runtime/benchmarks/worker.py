@@ -97,7 +97,7 @@ class BundleModel:
         if is_plain:
             self._engine = open_engine(bundle.load_graph(name, variant), options)
         else:
-            self._engine = Components(bundle, options, variant).load(name, Timings())
+            self._engine = Components(bundle, options, variant).load(name, Timings(), shapes)
         self._engine.prepare(shapes)
 
     @property

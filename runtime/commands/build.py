@@ -161,12 +161,13 @@ def build(
     """
     if force and remove:
         raise click.UsageError("--force builds and --remove removes: use one of them")
-    _check_options(context, engine)
+    _check_options(context, engine, remove=remove)
     opened = Bundle.default() if bundle is None else Bundle.open(bundle)
     pairs = _list_pairs(opened, components, variants)
-    head = {"bundle": str(opened.path), "engine": engine}
+    head: dict[str, Any] = {"bundle": str(opened.path), "engine": engine}
     if remove:
         chosen = engine if "engine" in _list_given(context) else None
+        head["engine"] = chosen
         names = dict.fromkeys(name for name, _ in pairs)
         removed = list(_remove_all(opened, list(names), variants, chosen))
         if as_json:
@@ -193,16 +194,16 @@ def _list_given(context: click.Context) -> list[str]:
     return [name for name in context.params if context.get_parameter_source(name) != default]
 
 
-def _check_options(context: click.Context, engine: str) -> None:
-    """Raise `click.UsageError` for options of TensorRT with another engine."""
-    if engine in TENSORRT_MODULES:
+def _check_options(context: click.Context, engine: str, *, remove: bool) -> None:
+    """Raise `click.UsageError` for options of TensorRT where they would do nothing."""
+    if engine in TENSORRT_MODULES and not remove:
         return
     names = {*TensorrtBuildOptions.__dataclass_fields__, "shapes", "guidance_passes"}
     for parameter in context.command.params:
         if parameter.name in names and parameter.name in _list_given(context):
             raise click.UsageError(
-                f"{parameter.opts[0]} is TensorRT's: use it with --engine "
-                f"{' or '.join(TENSORRT_MODULES)}"
+                f"{parameter.opts[0]} is for building for TensorRT: use it with --engine "
+                f"{' or '.join(TENSORRT_MODULES)}, without --remove"
             )
 
 

@@ -55,7 +55,7 @@ def _describe_choices(all_built: list[BuiltEngine]) -> Iterator[str]:
         if len(times) > 1:
             fastest = min(times, key=lambda variant: times[variant])
             listed = ", ".join(f"{variant} {1e3 * s:.2f} ms" for variant, s in times.items())
-            yield f"{name}: {listed}: generate takes {fastest} where no --variant is given"
+            yield f"{name}: {listed}: generate --engine auto takes {fastest} of these"
 
 
 def _describe_loads(all_built: list[BuiltEngine]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mutoscope.engines.opening import check_available
-from mutoscope.engines.options import EngineOptions
+from mutoscope.engines.options import AUTO, EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.commands.options import (
     engine_options,
@@ -21,6 +21,7 @@ from mutoscope.runtime.decoder import decode_latents, make_decode_plan
 from mutoscope.runtime.decoding import DecodePlan
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.latents_files import SavedLatents, load_latents
+from mutoscope.runtime.manifest import VAE_DECODER
 from mutoscope.runtime.progress import ProgressBar
 from mutoscope.runtime.timings import Timings
 from mutoscope.runtime.video import Video
@@ -88,6 +89,8 @@ def decode(
     if output is None:
         output = str(Path(latents).with_suffix(".png" if clip.num_frames == 1 else ".mp4"))
     check_output(output, clip, force=force)
+    if engine_options.engine == AUTO:
+        click.echo(f"{VAE_DECODER}: {components.describe(VAE_DECODER)}", err=True)
     timings = Timings()
     with timings.measure("seconds_total"):
         video = _decode(components, saved, plan, clip, timings, Path(output).name)

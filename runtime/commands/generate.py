@@ -239,11 +239,13 @@ def generate(
             options["seed"] = target.seed
             video = _generate_one(pipeline, inputs, settings, options, target, num_decodes)
             results.append(_save(pipeline, video, target, force=force))
+        engines = pipeline.describe_engines()
     if as_json:
         made_with = {
             "bundle": str(pipeline.bundle.path),
             "variants": pipeline.variants,
             "engine": pipeline.engine_properties,
+            "engines": engines,
         }
         click.echo(json.dumps({**made_with, "videos": results}))
 

@@ -168,7 +168,8 @@ def read_onnxruntime() -> Onnxruntime:
         problem = "not installed, though mutoscope depends on it"
         return Onnxruntime(packages, problem, plugins=plugins)
     try:
-        execution_providers = tuple(list_execution_providers())
+        # Devices of a plugin, such as openvino.auto, are not to be asked for by name.
+        execution_providers = tuple(name for name in list_execution_providers() if "." not in name)
     # Whatever a broken installation raises is what is to be told.
     except Exception as err:
         return Onnxruntime(packages, describe_error(err), plugins=plugins)

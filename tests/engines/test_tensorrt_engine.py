@@ -9,8 +9,10 @@ verify` and tests/gpu, on a GPU.
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
+import weakref
 
 import numpy as np
 import onnx
@@ -22,12 +24,15 @@ from mutoscope.engines.engine import TensorSpec
 from mutoscope.engines.errors import EngineError
 from mutoscope.engines.options import EngineOptions
 from mutoscope.engines.tensorrt_engine import TensorrtEngine
+from mutoscope.engines.tensorrt_module import ErrorLog
 from tests.engines.emulated_cuda import EmulatedCuda, Misuse, cudaError_t
 from tests.engines.emulated_tensorrt import (
     STREAMABLE_BYTES,
     WEIGHTS_BYTES,
+    Context,
     CudaGraphStrategy,
     EmulatedTensorrt,
+    Engine,
     KernelStrategy,
     TensorLocation,
     save_plan,
@@ -365,6 +370,34 @@ def test_inputs_that_are_shapes_are_refused(trt, open_plan):
     trt.location = TensorLocation.HOST
     with pytest.raises(EngineError, match="x is a shape"):
         open_plan()
+
+
+def test_outputs_that_are_shapes_are_refused(trt, open_plan, monkeypatch):
+    def locate(engine, name):
+        return TensorLocation.HOST if name == "y" else TensorLocation.DEVICE
+
+    monkeypatch.setattr(Engine, "get_tensor_location", locate)
+    with pytest.raises(EngineError, match="y is a shape"):
+        open_plan()
+
+
+def test_inputs_that_do_not_go_together_are_one_line(trt, open_plan, monkeypatch):
+    def fail(context):
+        raise RuntimeError("infer_shapes error code: 3")
+
+    engine = open_plan()
+    monkeypatch.setattr(Context, "infer_shapes", fail)
+    with pytest.raises(EngineError, match="does not take inputs of these shapes together"):
+        engine.run(make_feeds())
+
+
+def test_all_plans_of_a_module_share_a_logger_that_outlives_them(trt):
+    first, second = ErrorLog(trt), ErrorLog(trt)
+    assert first.logger is second.logger
+    reference = weakref.ref(first.logger)
+    del first, second
+    gc.collect()
+    assert reference() is not None
 
 
 def test_a_plan_may_bring_code_for_the_processor_only_if_that_is_allowed(trt, open_plan):

@@ -21,7 +21,7 @@ from mutoscope.engines.cuda_device import GpuRecord
 from mutoscope.engines.engine import Array, Tensors, TensorSpec, check_feeds
 from mutoscope.engines.forwarding_engine import ForwardingEngine
 from mutoscope.engines.onnxruntime_engine import OnnxruntimeEngine
-from mutoscope.runtime import engine_choice
+from mutoscope.runtime import built_engines, engine_choice
 from mutoscope.runtime.built_engines import load_record
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.shape_ranges import make_shape_ranges
@@ -109,7 +109,7 @@ def emulate_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedGpu]:
     def open_emulated(plan: Path, **options: Any) -> EmulatedEngine:
         return EmulatedEngine(machine, plan, **options)
 
-    for module in (cuda_device, tensorrt_platform, engine_choice):
+    for module in (cuda_device, tensorrt_platform, built_engines, engine_choice):
         monkeypatch.setattr(module, "list_gpus", list_emulated)
     monkeypatch.setattr(tensorrt_engine, "TensorrtEngine", open_emulated)
     yield machine

@@ -96,6 +96,8 @@ def test_a_decoder_takes_as_many_frames_as_one_run_decodes(own_bundle: Path) -> 
     assert find_frames("fixed") == (2, 4, 4)
     # With other sizes it may be any number that is left.
     assert find_frames("48x32x6,48x32x6,96x64x6") == (1, 4, 4)
+    # More of the small frames fit into a run, of a clip that is none of the three.
+    assert find_frames("16x16x1,48x32x6,48x32x9") == (1, 4, 9)
 
 
 def test_an_axis_of_another_name_is_refused(bundle: Bundle) -> None:

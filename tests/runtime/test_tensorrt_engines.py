@@ -277,9 +277,52 @@ def test_a_size_that_nothing_was_built_for_is_an_error(
 ) -> None:
     prove_all(bundle)
     with VideoPipeline(bundle, engine=RTX) as pipeline:
-        message = r"sample has the shape .*; this engine was built for .*: build it for these sizes"
+        message = "unet was built for tensorrt-rtx for clips of 48x32x6, 1 at once, which does not"
         with pytest.raises(EngineError, match=message):
             pipeline.generate("a red circle", seed=1, width=96)
+
+
+def test_a_clip_whose_decoder_was_not_built_is_refused_before_the_work(
+    bundle: Bundle, machine: EmulatedGpu
+) -> None:
+    for name in ("text_encoder", "unet"):
+        EngineProver(bundle, OPTIONS).prove(build(bundle, name))
+    machine.opened.clear()
+    with VideoPipeline(bundle, engine=RTX) as pipeline:
+        assert set(pipeline.variants) == {"text_encoder", "unet"}
+        with pytest.raises(EngineError, match="nothing was built of vae_decoder for tensorrt-rtx"):
+            pipeline.generate("a red circle", seed=1)
+    assert machine.opened == []
+
+
+def test_an_engine_that_is_best_at_the_size_is_run_before_one_that_only_takes_it(
+    bundle: Bundle, machine: EmulatedGpu
+) -> None:
+    prove_all(bundle, "fixed", "16x16x1,16x16x1,48x32x6")
+    shapes = {"sample": (1, 4, 6, 4, 6)}
+    found = GraphFinder(bundle, OPTIONS).find("unet", shapes)
+    (fixed,) = (
+        b
+        for b in find_built(bundle, "unet")
+        if b.record and b.record.tensorrt and b.record.tensorrt.clips.is_fixed
+    )
+    assert found.path == fixed.path
+
+
+def test_what_ran_is_known_also_with_low_memory(bundle: Bundle, machine: EmulatedGpu) -> None:
+    prove_all(bundle)
+    with VideoPipeline(bundle, engine="auto", memory="low") as pipeline:
+        pipeline.generate("a red circle", seed=1)
+        machine.gpu = None
+        assert "tensorrt-rtx" in pipeline.describe_engines()["unet"]
+
+
+def test_a_proof_on_another_card_is_none(bundle: Bundle, machine: EmulatedGpu) -> None:
+    EngineProver(bundle, OPTIONS).prove(build(bundle))
+    assert find_problem(bundle) is None
+    assert machine.gpu is not None
+    machine.gpu = dataclasses.replace(machine.gpu, name="A smaller one")
+    assert "not compared yet" in (find_problem(bundle) or "")
 
 
 def test_a_decoder_in_tiles_is_not_for_tensorrt(bundle: Bundle, machine: EmulatedGpu) -> None:
