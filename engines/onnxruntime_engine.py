@@ -108,9 +108,9 @@ class OnnxruntimeEngine:
         self._device = provider.name
         is_on_cpu = provider.name == DEFAULT_EXECUTION_PROVIDER
         options = _make_options(import_onnxruntime(), num_threads, memory, is_built=is_built)
-        self._placement: PlacementCheck | None = None
-        if not (is_on_cpu or allow_cpu_nodes):
-            self._placement = PlacementCheck(self._name, provider)
+        is_checked = not (is_on_cpu or allow_cpu_nodes)
+        self._placement = PlacementCheck(self._name, provider) if is_checked else None
+        if self._placement is not None:
             self._placement.prepare(options)
         unfolded = _UNFOLDED if memory == "low" and not is_built else None
         session = _open_session(str(path), options, provider, given, unfolded)
@@ -128,15 +128,19 @@ class OnnxruntimeEngine:
             self._run_options.add_run_config_entry(*_SHRINK_ARENA)
         self._inputs = {node.name: _read_spec(node) for node in session.get_inputs()}
         self._outputs = {node.name: _read_spec(node) for node in session.get_outputs()}
-        self._buffers: DeviceBuffers | None = None
-        if provider.name in _BUFFER_DEVICES and not list_devices(provider):
-            self._buffers = DeviceBuffers(
-                session,
-                self._inputs,
-                self._outputs,
-                device=_BUFFER_DEVICES[provider.name],
-                device_id=int(given.get(_DEVICE_ID, 0)),
-            )
+        self._buffers = self._make_buffers(provider, int(given.get(_DEVICE_ID, 0)))
+
+    def _make_buffers(self, provider: ExecutionProvider, device_id: int) -> DeviceBuffers | None:
+        """Memory of the device for inputs and outputs; None where there is none to take."""
+        if provider.name not in _BUFFER_DEVICES or list_devices(provider):
+            return None
+        return DeviceBuffers(
+            self._session,
+            self._inputs,
+            self._outputs,
+            device=_BUFFER_DEVICES[provider.name],
+            device_id=device_id,
+        )
 
     @property
     def device(self) -> str:

@@ -111,7 +111,7 @@ def find_execution_provider(name: str) -> ExecutionProvider:
     Raises:
         ExecutionProviderError: It is unknown, is not installed, or does not start on this machine.
     """
-    provider = _look_up(name)
+    provider = look_up_execution_provider(name)
     if provider.full_name in import_onnxruntime().get_available_providers():
         return provider
     if not _is_installed(provider):
@@ -202,8 +202,12 @@ def make_cache_options(provider: ExecutionProvider, cache: Path) -> dict[str, st
     return options
 
 
-def _look_up(name: str) -> ExecutionProvider:
-    """The execution provider of a short or a full name, whether it is here or not."""
+def look_up_execution_provider(name: str) -> ExecutionProvider:
+    """Return the execution provider of a short or a full name, whether it is here or not.
+
+    Raises:
+        ExecutionProviderError: It is unknown.
+    """
     for provider in EXECUTION_PROVIDERS.values():
         if name in (provider.name, provider.full_name):
             return provider

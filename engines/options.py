@@ -73,7 +73,7 @@ class EngineOptions:
             ("cuda_graphs", not self.cuda_graphs),
             ("weight_budget_bytes", self.weight_budget_bytes is None),
         ):
-            if not is_default and self.name not in (*TENSORRT_MODULES, AUTO):
+            if not is_default and not self.runs_plans:
                 raise EngineError(
                     f"{name} is {getattr(self, name)!r}, which is TensorRT's: leave it out with "
                     f"engine {self.engine!r}, or use engine {AUTO!r}"
@@ -90,12 +90,14 @@ class EngineOptions:
         return self.engine.partition(":")[2] or "f32"
 
     @property
+    def runs_plans(self) -> bool:
+        """Whether what was built for TensorRT is run, if there is any."""
+        return self.engine in (*TENSORRT_MODULES, AUTO)
+
+    @property
     def uses_cpu_graphs(self) -> bool:
         """Whether graphs that were rewritten for processors run here, and are faster."""
-        return self.execution_provider == DEFAULT_EXECUTION_PROVIDER and self.engine not in (
-            *TENSORRT_MODULES,
-            AUTO,
-        )
+        return self.execution_provider == DEFAULT_EXECUTION_PROVIDER and not self.runs_plans
 
 
 def check_threads_and_memory(num_threads: int | None, memory: str) -> None:

@@ -25,6 +25,7 @@ from mutoscope.engines.tensorrt_module import (
 )
 from mutoscope.engines.tensorrt_progress import BuildProgress, OnBuildProgress, make_monitor
 from mutoscope.engines.tensorrt_timings import TimingCache
+from mutoscope.engines.versions import parse_target
 
 if TYPE_CHECKING:
     import tensorrt
@@ -204,7 +205,7 @@ def _check_gpu_of_rtx(trt: tensorrt.Tensorrt, compute_capability: str) -> None:
     """Raise `EngineError` for a GPU that TensorRT for RTX leaves out, as those of data centres."""
     targets = _list_targets(trt)
     # GPUs that are newer than all that it names may be among what it builds for.
-    is_newer = _read_number(compute_capability) > _read_number(targets[-1])
+    is_newer = parse_target(compute_capability) > parse_target(targets[-1])
     if compute_capability not in targets and not is_newer:
         raise EngineError(
             f"the GPU here is {compute_capability}; TensorRT for RTX {trt.__version__} builds for "
@@ -215,12 +216,7 @@ def _check_gpu_of_rtx(trt: tensorrt.Tensorrt, compute_capability: str) -> None:
 def _list_targets(trt: tensorrt.Tensorrt) -> list[str]:
     """What TensorRT for RTX builds for, the oldest first."""
     names = (name.lower() for name in dir(trt.ComputeCapability) if name.startswith("SM"))
-    return sorted(names, key=_read_number)
-
-
-def _read_number(target: str) -> int:
-    """`sm86` as 86."""
-    return int(target.removeprefix("sm"))
+    return sorted(names, key=parse_target)
 
 
 def _needs_gpu(engine_name: str, options: TensorrtBuildOptions) -> bool:

@@ -7,13 +7,13 @@ must not be loaded: at best TensorRT refuses it, at worst it is slower or wrong.
 from __future__ import annotations
 
 import platform
-import re
 from dataclasses import dataclass
 
 from mutoscope.engines.cuda_device import list_gpus
 from mutoscope.engines.errors import EngineError
 from mutoscope.engines.tensorrt_build import CURRENT, TensorrtBuildOptions
 from mutoscope.engines.tensorrt_module import TENSORRT_RTX, TITLES, find_version
+from mutoscope.engines.versions import parse_target, parse_version
 
 # What TensorRT for RTX builds for if it is told no GPU, and all that are newer than the last.
 _RTX_TARGETS = (80, 86, 89, 120)
@@ -110,24 +110,14 @@ def _find_target(engine_name: str, options: TensorrtBuildOptions) -> str:
 def _has_fitting_version(built: EnginePlatform, version: str) -> bool:
     if not built.version_compatible:
         return built.version == version
-    least, actual = _read_version(built.version), _read_version(version)
+    least, actual = parse_version(built.version), parse_version(version)
     return least[:1] == actual[:1] and least <= actual
 
 
 def _has_fitting_gpu(built: EnginePlatform, target: str) -> bool:
     if not built.hardware_compatible:
         return built.target == target
-    number = _read_target(target)
+    number = parse_target(target)
     if built.engine == TENSORRT_RTX:
         return number in _RTX_TARGETS or number > _RTX_TARGETS[-1]
     return number >= _LEAST_COMPATIBLE
-
-
-def _read_version(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version))
-
-
-def _read_target(target: str) -> int:
-    """`sm86` as 86."""
-    digits = target.removeprefix("sm")
-    return int(digits) if digits.isdigit() else 0

@@ -133,7 +133,7 @@ class BuiltEngine:
     @property
     def problem(self) -> str | None:
         """Why it is not used, in words; None if it is."""
-        if self.misfit or self.record is None or self.record.tensorrt is None:
+        if self.misfit or self.tensorrt is None:
             return self.misfit
         if self.proof is None:
             return "its results were not compared yet"
@@ -145,6 +145,11 @@ class BuiltEngine:
         return None
 
     @property
+    def tensorrt(self) -> TensorrtRecord | None:
+        """How it was built for TensorRT; None if it was not, or if that cannot be read."""
+        return self.record.tensorrt if self.record is not None else None
+
+    @property
     def engine(self) -> str:
         """What it was built for, also where its record cannot be read."""
         return _find_engine(self.folder.parent.name) or DEFAULT_ENGINE
@@ -152,8 +157,7 @@ class BuiltEngine:
     @property
     def path(self) -> Path:
         """The file to load."""
-        is_plan = self.record is not None and self.record.tensorrt is not None
-        return self.folder / (PLAN_NAME if is_plan else GRAPH_NAME)
+        return self.folder / (GRAPH_NAME if self.tensorrt is None else PLAN_NAME)
 
     @property
     def size_bytes(self) -> int:

@@ -74,7 +74,8 @@ class Components:
 
     def describe(self, name: str) -> str:
         """Return what runs a component, in words; raises as `load`."""
-        return str(self._found.get(name) or self._graphs.find(name))
+        found = self._found.get(name)
+        return str(found) if found else self._graphs.describe(name)
 
     def check_latents(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise `EngineError` unless something runs a component on latents of this shape.
@@ -125,18 +126,22 @@ class Components:
         self._found.pop(name, None)
         self._engines[name] = engine
 
+    def check_tiles(self, name: str) -> None:
+        """Raise `EngineError` unless a decoder can run in tiles."""
+        if self._options.engine in TENSORRT_MODULES:
+            raise EngineError(
+                f"{name} in tiles is not built for {self._options.engine}: leave memory_limit out, "
+                f"or use engine {DEFAULT_ENGINE!r}"
+            )
+
     def make_opener(self, name: str) -> Callable[[str], Engine]:
         """Return what opens the tile graphs of a decoder, by their paths in the bundle.
 
         They are float32, whichever variant is asked for. Their engines are the caller's, to close.
         Weights are checked once, here; raises `BundleError`.
         """
+        self.check_tiles(name)
         self._bundle.load_graph(name, self._bundle.find_component(name).choose_variant("float32"))
-        if self._options.engine in TENSORRT_MODULES:
-            raise EngineError(
-                f"{name} in tiles is not built for {self._options.engine}: leave memory_limit out, "
-                f"or use engine {DEFAULT_ENGINE!r}"
-            )
 
         def open_graph(path: str) -> Engine:
             return open_engine(self._bundle.load_file(path), self._graphs.graph_options)

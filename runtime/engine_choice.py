@@ -12,8 +12,8 @@ from pathlib import Path
 from mutoscope.engines.cuda_device import list_gpus
 from mutoscope.engines.engine import Engine
 from mutoscope.engines.onnxruntime_providers import (
-    EXECUTION_PROVIDERS,
     list_execution_providers,
+    look_up_execution_provider,
 )
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import (
@@ -65,11 +65,7 @@ class FoundGraph:
 
     def __str__(self) -> str:
         """Return what runs in words: `float16 with tensorrt, 31.2 ms a run`."""
-        engine = self.options.engine
-        if engine == DEFAULT_ENGINE:
-            engine += f" on {self.options.execution_provider}"
-        time = f", {1e3 * self.seconds_run:.1f} ms a run" if self.seconds_run else ""
-        return f"{self.variant} with {engine}{time}"
+        return _describe(self.variant, self.options, self.seconds_run)
 
 
 class GraphFinder:
@@ -130,6 +126,15 @@ class GraphFinder:
             return built.variant
         return self._bundle.find_component(name).choose_variant(self._variant)
 
+    def describe(self, name: str) -> str:
+        """Return what runs a component in words, without a look into its files; as `find`."""
+        variant, built = self.find_variant(name), self.find_plan(name)
+        if built is None:
+            return _describe(variant, self.graph_options)
+        return _describe(
+            variant, replace(self._options, engine=built.engine), _get_seconds_run(built)
+        )
+
     @functools.cached_property
     def graph_options(self) -> EngineOptions:
         """What runs graphs that nothing was built of."""
@@ -153,7 +158,7 @@ class GraphFinder:
         None where the options run graphs; the arguments and what is raised are those of `find`.
         """
         chosen = self._options.engine
-        if chosen not in (*TENSORRT_MODULES, AUTO):
+        if not self._options.runs_plans:
             return None
         variant = self._variant and self._bundle.find_component(name).choose_variant(self._variant)
         engines = TENSORRT_MODULES if chosen == AUTO else (chosen,)
@@ -173,7 +178,7 @@ class GraphFinder:
         built = self.find_plan(name, shapes)
         if built is None or takes(self._make_ranges(built), shapes):
             return
-        clips = built.record.tensorrt.clips if built.record and built.record.tensorrt else None
+        clips = built.tensorrt.clips if built.tensorrt else None
         batch = f", {clips.batch} at once" if clips else ""
         listed = ", ".join(f"{key} {list(shape)}" for key, shape in shapes.items())
         raise EngineError(
@@ -183,9 +188,9 @@ class GraphFinder:
         )
 
     def _make_ranges(self, built: BuiltEngine) -> dict[str, ShapeRange]:
-        if built.record is None or built.record.tensorrt is None:
+        if built.tensorrt is None:
             return {}
-        return make_shape_ranges(self._bundle, built.component, built.record.tensorrt.clips)
+        return make_shape_ranges(self._bundle, built.component, built.tensorrt.clips)
 
     def _is_best_at(self, built: BuiltEngine, shapes: Shapes) -> bool:
         ranges = self._make_ranges(built)
@@ -226,21 +231,20 @@ class GraphFinder:
 
 def use_built(bundle: Bundle, built: BuiltEngine, options: EngineOptions) -> FoundGraph:
     """Return how to run an engine that was built of a bundle's graph, with these options."""
-    record = built.record
-    if record is None or built.variant is None:
+    if built.record is None or built.variant is None:
         raise EngineError(f"{built.folder} cannot be used: {built.problem}")
-    if record.tensorrt is None:
+    if built.tensorrt is None:
         return FoundGraph(built.path, built.variant, options, is_built=True)
-    is_stripped = record.tensorrt.options.strip_weights
+    is_stripped = built.tensorrt.options.strip_weights
     weights = bundle.load_graph(built.component, built.variant) if is_stripped else None
     return FoundGraph(
         built.path,
         built.variant,
-        replace(options, engine=record.engine, execution_provider=DEFAULT_EXECUTION_PROVIDER),
+        replace(options, engine=built.engine, execution_provider=DEFAULT_EXECUTION_PROVIDER),
         is_built=True,
         weights=weights,
         cache=_find_runtime_cache(built.folder),
-        allow_host_code=record.tensorrt.options.version_compatible,
+        allow_host_code=built.tensorrt.options.version_compatible,
         seconds_run=built.proof.seconds_run if built.proof else None,
     )
 
@@ -254,9 +258,8 @@ def _find_provider_cache(options: EngineOptions) -> Path | None:
     """The folder where an execution provider keeps what it compiled, under keys of its own."""
     if options.name != DEFAULT_ENGINE or options.execution_provider == DEFAULT_EXECUTION_PROVIDER:
         return None
-    given, folder = options.execution_provider, find_cache() / "execution-providers"
-    known = EXECUTION_PROVIDERS.values()
-    name = next((p.name for p in known if given in (p.name, p.full_name)), given)
+    folder = find_cache() / "execution-providers"
+    name = look_up_execution_provider(options.execution_provider).name
     return folder / name if folder.is_absolute() else None
 
 
@@ -277,6 +280,14 @@ def _has_gpu() -> bool:
         return bool(list_gpus())
     except EngineError:
         return False
+
+
+def _describe(variant: str, options: EngineOptions, seconds_run: float | None = None) -> str:
+    engine = options.engine
+    if engine == DEFAULT_ENGINE:
+        engine += f" on {options.execution_provider}"
+    time = f", {1e3 * seconds_run:.1f} ms a run" if seconds_run else ""
+    return f"{variant} with {engine}{time}"
 
 
 def _get_seconds_run(built: BuiltEngine) -> float:

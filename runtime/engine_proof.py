@@ -64,7 +64,7 @@ class EngineProver:
             EngineError: The engine cannot be loaded or run here.
             OutputError: The proof cannot be written.
         """
-        record = built.record and built.record.tensorrt
+        record = built.tensorrt
         if built.misfit or not record or built.variant is None:
             raise EngineError(f"{built.folder.name} cannot be loaded here: {built.misfit}")
         usual, least = record.clips.optimum, record.clips.minimum

@@ -6,7 +6,6 @@ Files are read below `root`, which is "/" outside of tests.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -101,11 +100,6 @@ def run_program(*command: str) -> tuple[str, str]:
         said = join_lines(done.stderr or done.stdout) or "nothing"
         return done.stdout.strip(), f"{name} ended with code {done.returncode} and said: {said}"
     return done.stdout.strip(), ""
-
-
-def parse_version(text: str) -> tuple[int, ...]:
-    """Return the numbers of a version: `10.3.0` as (10, 3, 0)."""
-    return tuple(int(number) for number in re.findall(r"\d+", text))
 
 
 def _read_fields(path: Path) -> dict[str, str]:

@@ -307,12 +307,11 @@ class VideoPipeline:
     ) -> None:
         """Raise `EngineError` for what would fail after the encoders, or after all steps."""
         one, channels, num_frames, height, width = settings.latents_shape
-        is_batched = settings.uses_guidance and guidance_passes == "batched"
-        batch = 2 * one if is_batched else one
+        batch = 2 if settings.uses_guidance and guidance_passes == "batched" else one
         shape = (batch, channels, num_frames, height, width)
         self._components.check_latents(self._components.denoiser, shape)
         if plan.tiles is not None:
-            self._components.make_opener(VAE_DECODER)
+            self._components.check_tiles(VAE_DECODER)
             return
         most = min(plan.frames_per_chunk, num_frames)
         for count in {most, num_frames % most or most}:

@@ -102,7 +102,7 @@ def find_same(
     platform, reason = _find_platform(engine, options), None
     key = make_key(platform, clips, options)
     for built in find_built(bundle, name, variant, engine):
-        record = built.record and built.record.tensorrt
+        record = built.tensorrt
         if not record or not built.is_of_graph:
             reason = built.misfit
         elif built.folder.parent.name == key:

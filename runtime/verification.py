@@ -66,9 +66,8 @@ def verify_bundle(
     for record in bundle.manifest.tokenizers.values():
         check_tokenizer = functools.partial(_check_tokenizer, bundle, record)
         yield _run_check(record.file.rpartition("/")[0] or record.file, check_tokenizer)
-    runs_built = options.engine in (*TENSORRT_MODULES, AUTO)
     # What only runs what was built has no way to load a graph.
-    graph_options = EngineOptions(memory=options.memory) if runs_built else options
+    graph_options = EngineOptions(memory=options.memory) if options.runs_plans else options
     for name, component in bundle.manifest.components.items():
         for known, graph in component.variants.items():
             check = functools.partial(_check_graph, bundle, name, graph, graph_options)
@@ -76,7 +75,7 @@ def verify_bundle(
         for known, graph in component.cpu_graphs.items() if graph_options.uses_cpu_graphs else ():
             check = functools.partial(_check_graph, bundle, name, graph, graph_options)
             yield _run_check(f"{name} ({known}, for CPUs) loads and is as declared", check)
-    if runs_built:
+    if options.runs_plans:
         yield from _check_engines(bundle, options, variant)
     for scheduler in bundle.manifest.schedules:
         check_tables = functools.partial(_check_tables, bundle, scheduler)
@@ -196,10 +195,8 @@ def _choose_clips(bundle: Bundle, options: EngineOptions, variant: str | None) -
     """The clips that can be generated: all, or those that the denoiser was built for."""
     limits = bundle.manifest.limits
     least = ClipSize(limits.width.minimum, limits.height.minimum, limits.num_frames.minimum)
-    if options.engine in (*TENSORRT_MODULES, AUTO):
-        finder = GraphFinder(bundle, options, variant)
-        denoiser = next(name for name in DENOISERS if name in bundle.manifest.components)
-        built = finder.find_plan(denoiser)
-        if built is not None and built.record is not None and built.record.tensorrt is not None:
-            return built.record.tensorrt.clips
+    denoiser = next(name for name in DENOISERS if name in bundle.manifest.components)
+    built = GraphFinder(bundle, options, variant).find_plan(denoiser)
+    if built is not None and built.tensorrt is not None:
+        return built.tensorrt.clips
     return ClipRange(least, least, least)

@@ -32,7 +32,7 @@ def describe_built(all_built: list[BuiltEngine]) -> Iterator[str]:
         f"{'a run':>11}{'memory':>10}  folder"
     )
     for built in all_built:
-        proof, record = built.proof, built.record and built.record.tensorrt
+        proof, record = built.proof, built.tensorrt
         closeness = f"{proof.psnr_db:.1f} dB" if proof else "-"
         time = f"{1e3 * proof.seconds_run:.2f} ms" if proof else "-"
         memory = format_bytes(sum(proof.memory_bytes.values())) if proof else "-"

@@ -12,12 +12,10 @@ import click
 
 from mutoscope.engines.onnxruntime_providers import EXECUTION_PROVIDERS
 from mutoscope.engines.options import (
-    AUTO,
     DEFAULT_ENGINE,
     DEFAULT_EXECUTION_PROVIDER,
     ENGINES,
     MEMORY_MODES,
-    TENSORRT_MODULES,
     EngineOptions,
     Memory,
 )
@@ -103,7 +101,7 @@ def _make_engine_option(names: Sequence[str], text: str) -> Callable[[Any], Any]
 
 # Of what runs a graph as it is, with nothing built before.
 engine_option = _make_engine_option(
-    [*(name for name in ENGINES if name not in (*TENSORRT_MODULES, AUTO)), "openvino"],
+    [*(name for name in ENGINES if not EngineOptions(name).runs_plans), "openvino"],
     _GRAPH_ENGINE_HELP,
 )
 _any_engine_option = _make_engine_option(

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mutoscope.engines.opening import check_available
-from mutoscope.engines.options import AUTO, TENSORRT_MODULES, EngineOptions
+from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.commands.checkpoint_options import (
     check_needs_checkpoint,
@@ -73,8 +73,7 @@ def verify(
     elif not failed:
         click.echo(f"{opened.path} is whole and works ({len(results)} checks)")
     if failed:
-        runs_built = engine_options.engine in (*TENSORRT_MODULES, AUTO)
-        way_out = "" if runs_built else ": export again"
+        way_out = "" if engine_options.runs_plans else ": export again"
         raise BundleError(
             f"{len(failed)} of {len(results)} checks failed: {', '.join(failed)}{way_out}"
         )

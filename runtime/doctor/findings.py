@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mutoscope.engines.onnxruntime_providers import EXECUTION_PROVIDERS
+from mutoscope.engines.versions import parse_version
 from mutoscope.runtime.doctor import installing
 from mutoscope.runtime.doctor.facts import (
     CUDA_BINDINGS,
@@ -18,7 +19,6 @@ from mutoscope.runtime.doctor.facts import (
     Package,
 )
 from mutoscope.runtime.doctor.jetson import Jetson, find_fastest_mode
-from mutoscope.runtime.machine_facts import parse_version
 
 State = Literal["ok", "absent", "broken"]
 

@@ -27,6 +27,7 @@ from mutoscope.engines.onnxruntime_providers import (
 from mutoscope.engines.openvino_engine import check_precision, import_openvino
 from mutoscope.engines.options import PRECISIONS, TENSORRT_MODULES
 from mutoscope.engines.tensorrt_module import find_version
+from mutoscope.engines.versions import parse_version
 from mutoscope.runtime.cache import find_cache
 from mutoscope.runtime.doctor.facts import (
     CUDA_BINDINGS,
@@ -42,7 +43,6 @@ from mutoscope.runtime.machine_facts import (
     ROOT,
     count_memory,
     find_package,
-    parse_version,
     read_memory,
     read_processor,
     read_text,
