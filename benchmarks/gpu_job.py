@@ -163,6 +163,13 @@ def measure_step_copies(bundle: Bundle, settings: Settings) -> float:
     return measure_copies(feeds.values(), [np.empty(settings.latents_shape, np.float32)])
 
 
+def _draw_latents(bundle: Bundle, settings: Settings) -> NDArray[np.float32]:
+    """The noise that a bundle starts from, float32 [1, C, F, H, W]."""
+    frames_first = bundle.manifest.latents.start_noise_frames_first
+    generator = NoiseGenerator(settings.seed)
+    return make_noise_source(generator, settings.latents_shape, frames_first=frames_first)()
+
+
 def open_diffusers(
     bundle: Bundle,
     settings: Settings,
@@ -202,12 +209,7 @@ def open_diffusers(
         pipeline.unet.compile()
         pipeline.vae.decoder.compile()
     # Drawn in float32: in float16 the generator of PyTorch gives other numbers.
-    draw = make_noise_source(
-        NoiseGenerator(settings.seed),
-        settings.latents_shape,
-        frames_first=bundle.manifest.latents.start_noise_frames_first,
-    )
-    latents = torch.from_numpy(draw()).to(device, getattr(torch, dtype))
+    latents = torch.from_numpy(_draw_latents(bundle, settings)).to(device, getattr(torch, dtype))
     ends = record_steps(pipeline.scheduler, device)
 
     def make_clip() -> tuple[U8, list[float]]:
