@@ -8,7 +8,7 @@ dataclass does not are ignored: a later version of the same format may add some.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -61,7 +61,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_dataclass(kind, value, where)
     if kind is float:
         _check(isinstance(value, int | float) and not isinstance(value, bool), where, "a number")
-        _check(math.isfinite(value), where, "finite")
+        # Compared: JSON may hold whole numbers that no float can.
+        _check(abs(value) <= sys.float_info.max, where, "finite")
         return float(value)
     if kind is int:
         _check(isinstance(value, int) and not isinstance(value, bool), where, "a whole number")

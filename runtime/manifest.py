@@ -254,7 +254,7 @@ class Manifest:
             ) from err
         except OSError as err:
             raise BundleError(f"{path} cannot be read: {err.strerror}") from err
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise BundleError(f"{path} is not valid JSON (damaged?): export again") from err
         return cls.from_json(value)
 

@@ -7,6 +7,8 @@ exactly as `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed
 - From 16 values on: one 24-bit uniform for each value, `(word & 0xffffff) * 2^-24`, then Box-Muller
   over blocks of 16 in float32. The first eight of a block give the radii (as 1 - u), the last
   eight the angles. If the count is no multiple of 16, the last 16 values are drawn again.
+  Logarithm, cosine and sine are computed in float64 and rounded, so that they have the same bits
+  on every machine and in libmutoscope: an int8 model turns a last bit into another video.
 - Under 16 values: Box-Muller in float64 on 53-bit uniforms, one pair at a time; the second normal
   of a pair waits for the next small draw, however many large draws come between.
 """
@@ -145,16 +147,15 @@ def _box_muller_in_place(uniforms: F32) -> None:
     """Turn whole blocks of 16 uniforms into normals, in place."""
     halves = uniforms.reshape(-1, 2, HALF_BLOCK)
     first, second = halves[:, 0], halves[:, 1]
-    radius = np.float32(1.0) - first
-    np.log(radius, out=radius)
+    radius = np.log(np.float32(1.0) - first, dtype=np.float64).astype(np.float32)
     radius *= np.float32(-2.0)
     np.sqrt(radius, out=radius)
     angle = np.float32(2.0 * math.pi) * second
     # To multiply here and then copy is faster than to multiply into pieces of eight.
-    normals = np.cos(angle)
+    normals = np.cos(angle, dtype=np.float64).astype(np.float32)
     normals *= radius
     first[:] = normals
-    np.sin(angle, out=normals)
+    normals = np.sin(angle, dtype=np.float64).astype(np.float32)
     normals *= radius
     second[:] = normals
 

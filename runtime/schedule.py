@@ -184,7 +184,7 @@ class ScheduleTable:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as err:
             raise BundleError(f"{path} cannot be read ({err.strerror}): export again") from err
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise BundleError(f"{path} is no JSON file ({err}): export again") from err
         return cls.from_json(data, name=str(path))
 
