@@ -5,11 +5,15 @@ BIN := $(VENV)/bin
 CHECKPOINT := checkpoints/moving-shapes
 DEFAULT_BUNDLE := runtime/default_bundle
 PROMPT ?= a red circle moves left on a gray background
+# More for cmake: NATIVE_OPTIONS=-DONNXRUNTIME_ROOT=DIR
+NATIVE_OPTIONS ?=
+FUZZ_SECONDS ?= 600
 
-.PHONY: help env demo test test-slow test-gpu check format wheel check-wheel default-bundle benchmark benchmark-gpu docs clean
+.PHONY: help env demo test test-slow test-gpu check format wheel check-wheel default-bundle benchmark benchmark-gpu docs clean \
+	native test-native test-native-asan test-native-tsan test-native-valgrind test-native-aarch64 fuzz-native check-native
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
 env: $(VENV)/.complete  ## Make the development environment in .venv
 
@@ -36,7 +40,7 @@ test-slow: env  ## Run the tests that take minutes each
 test-gpu: env  ## Run the tests that need an NVIDIA GPU, as far as this machine can
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-check: env  ## Lint, types, layers
+check: env check-native  ## Lint, types, layers
 	$(BIN)/python scripts/dev_links.py
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -46,6 +50,55 @@ check: env  ## Lint, types, layers
 format: env  ## Format the code and apply safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# clang-format 14, that of Debian 12: others break lines differently. CI has it.
+CLANG_FORMAT ?= $(firstword $(foreach name,clang-format-14 clang-format,$(shell command -v $(name))))
+
+check-native:  ## Check the format of the C and C++ files, where clang-format 14 is installed
+	@if $(CLANG_FORMAT) --version 2>/dev/null | grep -q 'version 14\.'; then \
+		git ls-files -co --exclude-standard '*.c' '*.h' '*.cpp' | \
+			xargs $(CLANG_FORMAT) --style=file:runtime/native/.clang-format --dry-run -Werror; \
+	else echo "clang-format 14 is not installed: C and C++ files are not checked"; fi
+
+# $(1): a preset of runtime/native/CMakePresets.json. What is missing is listed if cmake fails.
+define build-native
+	cmake -S runtime/native --preset $(1) $(2) $(NATIVE_OPTIONS) \
+		-DPython3_EXECUTABLE=$(abspath $(BIN)/python) || \
+		{ scripts/install_native_dependencies.sh --check $(3); exit 1; }
+	cmake --build $(if $(filter release,$(1)),build/native,build/native-$(1))
+endef
+
+native: env  ## Build libmutoscope and mutoscope-c into build/native
+	$(call build-native,release)
+
+test-native: native  ## Test libmutoscope without Python's tests (make test has those)
+	ctest --test-dir build/native --output-on-failure
+
+test-native-asan: env  ## The same with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call build-native,asan)
+	ctest --test-dir build/native-asan --output-on-failure
+
+test-native-tsan: env  ## The same with ThreadSanitizer
+	$(call build-native,tsan)
+	TSAN_OPTIONS="suppressions=$(CURDIR)/runtime/native/cmake/tsan.supp halt_on_error=1" \
+		setarch -R ctest --test-dir build/native-tsan --output-on-failure -R _test
+
+test-native-valgrind: env  ## The same with valgrind; takes minutes
+	$(call build-native,debug,"-DMUTOSCOPE_TEST_LAUNCHER=valgrind;-q;--error-exitcode=9;--leak-check=full;--errors-for-leak-kinds=definite;--fair-sched=yes" -DMUTOSCOPE_TEST_TEXTS=200,--sanitizers)
+	ctest --test-dir build/native-debug --output-on-failure -R _test
+
+test-native-aarch64: env  ## Cross-build for aarch64 and run the tests with qemu; takes minutes
+	$(call build-native,aarch64,-DONNXRUNTIME_ROOT=$(CURDIR)/build/native-dependencies/aarch64 -DMUTOSCOPE_TEST_TEXTS=200,--cross-aarch64)
+	ctest --test-dir build/native-aarch64 --output-on-failure
+
+fuzz-native: env  ## Run each libFuzzer target for FUZZ_SECONDS (600)
+	$(call build-native,fuzz,,--sanitizers)
+	set -e; for target in manifest schedule tokenizer; do \
+		mkdir -p build/native-fuzz/corpus/$$target; \
+		build/native-fuzz/fuzz/fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
+			-artifact_prefix=build/native-fuzz/$$target- -print_final_stats=1 \
+			build/native-fuzz/corpus/$$target build/native-fuzz/fuzz/fuzz_$${target}_seeds; \
+	done
 
 wheel: env  ## Build the wheel into dist/
 	rm -rf dist

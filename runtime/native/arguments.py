@@ -1,0 +1,201 @@
+"""Python's values as the structs of mutoscope.h take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ctypes import c_char_p, c_int64, c_void_p, pointer
+from operator import index
+from typing import Any, TypedDict, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mutoscope.engines.options import check_threads_and_memory
+from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.native.structs import Array, GenerateParams, Number, PipelineParams
+
+AnyArray = NDArray[Any]
+# One array, or several by name.
+Arrays = AnyArray | Mapping[str, AnyArray]
+
+MEMORY_MODES = {"normal": 0, "low": 1}
+GUIDANCE_PASSES = {"separate": 0, "batched": 1}
+DTYPES = {"float32": 0, "int64": 1, "uint8": 2}
+SEED_RANDOM = 2**64 - 1
+
+_INT32_MAX = 2**31 - 1
+_UINT32_MAX = 2**32 - 1
+_UINT64_MAX = 2**64 - 1
+_NUMBERS = ("guidance_scale", "min_guidance_scale", "frame_rate")
+
+
+class Arguments:
+    """What the pointers of a struct point to: it is kept as long as this object."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._kept: list[object] = []
+
+    def keep(self, value: object) -> None:
+        """Keep a value."""
+        self._kept.append(value)
+
+    def make_text(self, name: str, text: str | None) -> bytes | None:
+        """UTF-8; a lone surrogate becomes bytes that are none, for the library to refuse."""
+        if text is None:
+            return None
+        if not isinstance(text, str):
+            raise ParameterError(f"{name} is a {type(text).__name__}; it must be a string")
+        if "\0" in text:
+            raise ParameterError(f"{name} has a zero character, where C ends a text: leave it out")
+        return text.encode("utf-8", "surrogatepass")
+
+    def make_texts(self, texts: list[str]) -> Any:
+        """An array of strings."""
+        array = (c_char_p * len(texts))(*(text.encode() for text in texts))
+        self.keep(array)
+        return array
+
+    def make_array(self, name: str, array: AnyArray) -> Array:
+        """A mutoscope_array of a numpy array, of which it has a copy only if it has gaps."""
+        if not isinstance(array, np.ndarray):
+            raise ParameterError(f"{name} is a {type(array).__name__}; it must be a numpy array")
+        if array.dtype.name not in DTYPES:
+            raise ParameterError(
+                f"{name} is {array.dtype}{list(array.shape)}; it must be one of {', '.join(DTYPES)}"
+            )
+        data = np.ascontiguousarray(array).reshape(array.shape)
+        shape = (c_int64 * data.ndim)(*data.shape)
+        self.keep((data, shape))
+        return Array(
+            name.encode(), c_void_p(data.ctypes.data), shape, data.ndim, DTYPES[data.dtype.name]
+        )
+
+    def make_arrays(self, arrays: Mapping[str, Arrays | None]) -> tuple[Any, int]:
+        """An array of mutoscope_array, and its length; a mapping among them has own names."""
+        named: dict[str, AnyArray] = {}
+        for name, given in arrays.items():
+            if given is not None:
+                named |= dict(given) if isinstance(given, Mapping) else {name: given}
+        if not named:
+            return None, 0
+        made = (Array * len(named))(*(self.make_array(n, a) for n, a in named.items()))
+        self.keep(made)
+        return made, len(named)
+
+    def make_numbers(self, numbers: Mapping[str, float] | None) -> tuple[Any, int]:
+        """An array of mutoscope_number, and its length."""
+        if not numbers:
+            return None, 0
+        made = (Number * len(numbers))(*(Number(n.encode(), v) for n, v in numbers.items()))
+        self.keep(made)
+        return made, len(numbers)
+
+
+def fill_pipeline_params(
+    params: PipelineParams,
+    arguments: Arguments,
+    *,
+    execution_provider: str,
+    num_threads: int | None,
+    memory: str,
+    memory_limit_bytes: int | None,
+    variant: str | None,
+    allow_cpu_nodes: bool,
+    provider_options: Mapping[str, str] | None,
+) -> None:
+    """Fill a struct that is initialised; raises `EngineError` or `ParameterError`."""
+    check_threads_and_memory(num_threads, memory)
+    options = dict(provider_options or {})
+    params.num_threads = num_threads or 0
+    params.memory = MEMORY_MODES[memory]
+    params.allow_cpu_nodes = int(allow_cpu_nodes)
+    params.execution_provider = arguments.make_text("execution_provider", execution_provider)
+    params.variant = arguments.make_text("variant", variant)
+    params.provider_option_keys = arguments.make_texts(list(options))
+    params.provider_option_values = arguments.make_texts(list(options.values()))
+    params.num_provider_options = len(options)
+    if memory_limit_bytes is not None:
+        if not 0 < memory_limit_bytes <= _UINT64_MAX:
+            raise ParameterError(f"memory_limit_bytes is {memory_limit_bytes}; it must be above 0")
+        params.memory_limit_bytes = memory_limit_bytes
+
+
+class GenerateArguments(TypedDict, total=False):
+    """What `NativePipeline.generate` takes beside the prompt; `VideoPipeline.generate` says what.
+
+    Not there: prompt_ids and negative_prompt_ids, token ids int64 [1, S] by the name of their
+    tokenizer, in place of a text. An image is uint8 [H, W, 3] RGB.
+    """
+
+    image: AnyArray | None
+    negative_prompt: str | None
+    prompt_ids: Arrays | None
+    negative_prompt_ids: Arrays | None
+    prompt_embeds: Arrays | None
+    negative_prompt_embeds: Arrays | None
+    latents: AnyArray | None
+    seed: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    min_guidance_scale: float | None
+    num_frames: int | None
+    height: int | None
+    width: int | None
+    frame_rate: float | None
+    conditions: Mapping[str, float] | None
+    scheduler: str | None
+    guidance_passes: str
+
+
+def fill_generate_params(
+    params: GenerateParams, arguments: Arguments, prompt: str | None, given: GenerateArguments
+) -> None:
+    """Fill a struct that is initialised; raises `ParameterError` for what has no form in C."""
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    passes = values.pop("guidance_passes", "separate")
+    if passes not in GUIDANCE_PASSES:
+        raise ParameterError(
+            f"guidance_passes is {passes!r}; it must be one of {', '.join(GUIDANCE_PASSES)}: use "
+            "separate"
+        )
+    params.guidance_passes = GUIDANCE_PASSES[passes]
+    params.prompt = arguments.make_text("prompt", prompt)
+    for name in ("negative_prompt", "scheduler"):
+        setattr(params, name, arguments.make_text(name, values.pop(name, None)))
+    for name in ("prompt", "negative_prompt"):
+        ids, embeds = values.pop(f"{name}_ids", None), values.pop(f"{name}_embeds", None)
+        made, count = arguments.make_arrays({"input_ids": ids, "prompt_embeds": embeds})
+        setattr(params, f"{name}_inputs", made)
+        setattr(params, f"num_{name}_inputs", count)
+    for name in ("image", "latents"):
+        if name in values:
+            array = arguments.make_array(name, values.pop(name))
+            setattr(params, name, pointer(array))
+    params.conditions, params.num_conditions = arguments.make_numbers(values.pop("conditions", {}))
+    if "seed" in values:
+        params.seed = _check_seed(values.pop("seed"))
+    for name, value in values.items():
+        if name not in GenerateArguments.__annotations__:
+            raise TypeError(f"generate has no argument {name}")
+        setattr(params, name, _check_number(name, value))
+
+
+def _check_seed(seed: int) -> int:
+    """A seed that means itself; raises `ParameterError`."""
+    if not 0 <= index(seed) <= SEED_RANDOM:
+        raise ParameterError(f"seed is {seed}; it must be from 0 to {SEED_RANDOM}: use 0")
+    # The one that C draws for; its noise is that of its low 32 bits.
+    return _UINT32_MAX if seed == SEED_RANDOM else index(seed)
+
+
+def _check_number(name: str, value: float) -> float:
+    """A number that C can be told, where 0 stands for the default; raises `ParameterError`."""
+    if value == 0:
+        raise ParameterError(f"{name} is 0, which is the bundle's default in C: leave it out")
+    if name in _NUMBERS:
+        return float(value)
+    whole = index(cast(int, value))
+    if abs(whole) > _INT32_MAX:
+        raise ParameterError(f"{name} is {value}; it must be at most {_INT32_MAX}")
+    return whole

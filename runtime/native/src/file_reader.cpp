@@ -1,0 +1,52 @@
+#include "file_reader.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+namespace mutoscope {
+
+namespace {
+
+constexpr size_t kBlockBytes = size_t{1} << 20;
+
+struct CloseFile {
+    void operator()(std::FILE *file) const { std::fclose(file); }
+};
+
+std::error_code get_errno() { return {errno, std::generic_category()}; }
+
+}  // namespace
+
+std::error_code read_blocks(const std::string &path, uint64_t max_bytes,
+                            const std::function<void(std::string_view)> &take) {
+    // Opening what is not a file, a pipe for example, could wait for ever.
+    std::error_code error;
+    const auto status = std::filesystem::status(path, error);
+    if (error) return error;
+    if (std::filesystem::is_directory(status)) return make_error_code(std::errc::is_a_directory);
+    if (!std::filesystem::is_regular_file(status)) {
+        return make_error_code(std::errc::invalid_argument);
+    }
+    const std::unique_ptr<std::FILE, CloseFile> file(std::fopen(path.c_str(), "rb"));
+    if (file == nullptr) return get_errno();
+    std::setvbuf(file.get(), nullptr, _IONBF, 0);  // the blocks are large
+    std::vector<char> block(kBlockBytes);
+    for (;;) {
+        const size_t size = std::fread(block.data(), 1, block.size(), file.get());
+        if (size < block.size() && std::ferror(file.get()) != 0) return get_errno();
+        if (size == 0) return {};
+        if (size > max_bytes) return make_error_code(std::errc::file_too_large);
+        max_bytes -= size;
+        take({block.data(), size});
+    }
+}
+
+std::error_code read_whole_file(const std::string &path, uint64_t max_bytes, std::string &content) {
+    content.clear();
+    return read_blocks(path, max_bytes, [&content](std::string_view block) { content += block; });
+}
+
+}  // namespace mutoscope

@@ -1,0 +1,49 @@
+// The settings of one generation: what the caller asked for, checked, else the bundle's.
+#ifndef MUTOSCOPE_SETTINGS_H
+#define MUTOSCOPE_SETTINGS_H
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "array.h"
+#include "bundle.h"
+
+namespace mutoscope {
+
+// What the caller asked for; what is absent is taken from the bundle.
+struct Wishes {
+    std::optional<int64_t> num_frames, height, width, num_inference_steps;
+    std::optional<double> guidance_scale, min_guidance_scale, frame_rate;
+    std::optional<std::string> scheduler;
+    std::vector<std::pair<std::string, double>> conditions;
+    std::optional<Shape> latents_shape;  // of start latents, which set the size
+};
+
+// Everything besides the prompt and the seed that a generation depends on.
+struct Settings {
+    int num_frames = 0;
+    int height = 0;
+    int width = 0;
+    int num_inference_steps = 0;
+    double guidance_scale = 1;
+    std::optional<double> min_guidance_scale;
+    double frame_rate = 0;
+    std::string scheduler;  // its name in the manifest
+    std::vector<std::pair<std::string, double>> conditions;
+    Shape latents_shape;  // [1, C, F, h, w]
+
+    // The guidance scale of each frame of the latents.
+    std::vector<float> frame_guidance() const;
+    // Whether each step needs a second pass of the denoiser.
+    bool uses_guidance() const;
+};
+
+// Raises ParameterError; the message names a value that is allowed.
+Settings make_settings(const Bundle &bundle, const Wishes &wishes);
+
+}  // namespace mutoscope
+
+#endif
