@@ -20,6 +20,7 @@ from benchmarks import (
     gpu_table,
     int8_methods,
     layer_sensitivity,
+    native_runtime,
     operator_profile,
     session_start,
     variant_quality,
@@ -115,6 +116,7 @@ FORMATS: Final[dict[str, Callable[[dict[str, Any]], Iterator[str]]]] = {
     "calibration-memory": calibration_memory.describe,
     "engine-overhead": engine_overhead.describe,
     "gpu": gpu_table.describe,
+    "native-runtime": native_runtime.describe,
 }
 
 if __name__ == "__main__":

@@ -168,9 +168,9 @@ class ConditionEncoder:
             if set(record.outputs) <= set(known):
                 continue
             if prompt.text is None:
-                known.update(
-                    {output: np.zeros_like(passes[0][output]) for output in record.outputs}
-                )
+                # What was not given of a prompt either is not there; whatever takes it says so.
+                missing = [o for o in record.outputs if o not in known and o in passes[0]]
+                known.update({output: np.zeros_like(passes[0][output]) for output in missing})
             else:
                 known.update(self._components.run_all(name, timings, known))
 

@@ -8,6 +8,7 @@ set -euo pipefail
 
 readonly later_release=trixie
 readonly min_qemu_version=10
+readonly os_release=/etc/os-release
 
 usage() {
     cat <<'END'
@@ -41,6 +42,18 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
+# The sanitizers and libFuzzer of the clang that is installed, or of this release's.
+name_clang_runtime() {
+    local major
+    major=$(clang --version 2>/dev/null | sed -nE '1s/.*version ([0-9]+).*/\1/p') || true
+    if [ -n "$major" ]; then echo "libclang-rt-$major-dev"; else echo libclang-rt-dev; fi
+}
+
+is_debian() {
+    # shellcheck source=/dev/null
+    (. "$os_release" && [ "${ID:-}" = debian ])
+}
+
 # Each is a package, or package:command where any such command will do.
 list_missing_packages() {
     local item
@@ -67,7 +80,7 @@ install_packages() {
 list_archives() {
     local codename
     # shellcheck source=/dev/null
-    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    codename=$(. "$os_release" && echo "${VERSION_CODENAME:-}")
     apt-get update --print-uris |
         sed -nE "s#^'(.*)/dists/($codename|oldstable|stable)/InRelease'.*#\1#p" | sort -u
 }
@@ -112,6 +125,7 @@ END
 unpack_later_packages() {
     local target=$1 settings=$temporary/apt archive package
     shift
+    is_debian || fail "apt has no $* here: get it by hand (docs/c-api.md)"
     while read -r archive; do
         rm -rf "$settings"
         write_apt_settings "$settings" "$archive"
@@ -183,7 +197,7 @@ main() {
     for argument in "$@"; do
         case "$argument" in
             --check) check_only=yes ;;
-            --sanitizers) packages+=(clang:clang libclang-rt-dev:clang valgrind:valgrind) ;;
+            --sanitizers) packages+=(clang:clang "$(name_clang_runtime)" valgrind:valgrind) ;;
             --format) packages+=(clang-format:clang-format) ;;
             --cross-aarch64) cross_aarch64=yes ;;
             -h | --help)
@@ -202,6 +216,8 @@ main() {
         parts+=(qemu_for_aarch64 onnxruntime_for_aarch64)
     fi
     command -v apt-get >/dev/null || fail "apt-get is not on this machine: docs/c-api.md has a list"
+    is_debian || echo "note: this is for Debian only. Elsewhere it installs what apt has under the" \
+        "same names; give onnxruntime's headers with -DONNXRUNTIME_ROOT=DIR (docs/c-api.md)" >&2
 
     mapfile -t missing < <(list_missing_packages "${packages[@]}")
     local missing_parts=()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ctypes import c_char_p, c_int64, c_void_p, pointer
 from operator import index
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,28 @@ Arrays = AnyArray | Mapping[str, AnyArray]
 
 MEMORY_MODES = {"normal": 0, "low": 1}
 GUIDANCE_PASSES = {"separate": 0, "batched": 1}
-DTYPES = {"float32": 0, "int64": 1, "uint8": 2}
+# Of the bytes of this machine: numpy has arrays of the other order under the same names.
+DTYPES: dict[np.dtype[Any], int] = {
+    np.dtype("float32"): 0,
+    np.dtype("int64"): 1,
+    np.dtype("uint8"): 2,
+}
 SEED_RANDOM = 2**64 - 1
 
 _INT32_MAX = 2**31 - 1
 _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1
 _NUMBERS = ("guidance_scale", "min_guidance_scale", "frame_rate")
+
+
+def encode_text(text: str) -> bytes:
+    """UTF-8; a lone surrogate becomes bytes that are none, for the library to refuse."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def decode_text(text: bytes | None) -> str:
+    """A text of the library; what is not UTF-8 in it is shown as escapes."""
+    return (text or b"").decode("utf-8", "backslashreplace")
 
 
 class Arguments:
@@ -41,18 +56,18 @@ class Arguments:
         self._kept.append(value)
 
     def make_text(self, name: str, text: str | None) -> bytes | None:
-        """UTF-8; a lone surrogate becomes bytes that are none, for the library to refuse."""
+        """As `encode_text`; raises `ParameterError` for what is no text of C."""
         if text is None:
             return None
         if not isinstance(text, str):
             raise ParameterError(f"{name} is a {type(text).__name__}; it must be a string")
         if "\0" in text:
             raise ParameterError(f"{name} has a zero character, where C ends a text: leave it out")
-        return text.encode("utf-8", "surrogatepass")
+        return encode_text(text)
 
     def make_texts(self, texts: list[str]) -> Any:
         """An array of strings."""
-        array = (c_char_p * len(texts))(*(text.encode() for text in texts))
+        array = (c_char_p * len(texts))(*(encode_text(text) for text in texts))
         self.keep(array)
         return array
 
@@ -60,15 +75,16 @@ class Arguments:
         """A mutoscope_array of a numpy array, of which it has a copy only if it has gaps."""
         if not isinstance(array, np.ndarray):
             raise ParameterError(f"{name} is a {type(array).__name__}; it must be a numpy array")
-        if array.dtype.name not in DTYPES:
+        if array.dtype not in DTYPES:
+            known = ", ".join(dtype.name for dtype in DTYPES)
             raise ParameterError(
-                f"{name} is {array.dtype}{list(array.shape)}; it must be one of {', '.join(DTYPES)}"
+                f"{name} is {array.dtype}{list(array.shape)}; it must be one of {known}"
             )
         data = np.ascontiguousarray(array).reshape(array.shape)
         shape = (c_int64 * data.ndim)(*data.shape)
         self.keep((data, shape))
         return Array(
-            name.encode(), c_void_p(data.ctypes.data), shape, data.ndim, DTYPES[data.dtype.name]
+            encode_text(name), c_void_p(data.ctypes.data), shape, data.ndim, DTYPES[data.dtype]
         )
 
     def make_arrays(self, arrays: Mapping[str, Arrays | None]) -> tuple[Any, int]:
@@ -87,7 +103,9 @@ class Arguments:
         """An array of mutoscope_number, and its length."""
         if not numbers:
             return None, 0
-        made = (Number * len(numbers))(*(Number(n.encode(), v) for n, v in numbers.items()))
+        made = (Number * len(numbers))(
+            *(Number(encode_text(n), _read_number(f"condition {n}", v)) for n, v in numbers.items())
+        )
         self.keep(made)
         return made, len(numbers)
 
@@ -105,6 +123,8 @@ def fill_pipeline_params(
     provider_options: Mapping[str, str] | None,
 ) -> None:
     """Fill a struct that is initialised; raises `EngineError` or `ParameterError`."""
+    if num_threads is not None:
+        num_threads = _check_size("num_threads", _read_whole("num_threads", num_threads, 1))
     check_threads_and_memory(num_threads, memory)
     options = dict(provider_options or {})
     params.num_threads = num_threads or 0
@@ -149,9 +169,16 @@ class GenerateArguments(TypedDict, total=False):
 
 
 def fill_generate_params(
-    params: GenerateParams, arguments: Arguments, prompt: str | None, given: GenerateArguments
+    params: GenerateParams,
+    arguments: Arguments,
+    prompt: str | None,
+    given: GenerateArguments,
+    defaults: Mapping[str, Any],
 ) -> None:
-    """Fill a struct that is initialised; raises `ParameterError` for what has no form in C."""
+    """Fill a struct that is initialised; raises `ParameterError` for what has no form in C.
+
+    The defaults are those of the bundle by name: messages offer them.
+    """
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     passes = values.pop("guidance_passes", "separate")
     if passes not in GUIDANCE_PASSES:
@@ -178,24 +205,41 @@ def fill_generate_params(
     for name, value in values.items():
         if name not in GenerateArguments.__annotations__:
             raise TypeError(f"generate has no argument {name}")
-        setattr(params, name, _check_number(name, value))
+        if name in _NUMBERS:
+            checked = _read_number(name, value)
+        else:
+            checked = _check_size(name, _read_whole(name, value, defaults[name]))
+        if checked == 0:
+            raise ParameterError(f"{name} is 0, which is the bundle's default in C: leave it out")
+        setattr(params, name, checked)
 
 
-def _check_seed(seed: int) -> int:
+def _check_seed(value: object) -> int:
     """A seed that means itself; raises `ParameterError`."""
-    if not 0 <= index(seed) <= SEED_RANDOM:
+    seed = _read_whole("seed", value, 0)
+    if not 0 <= seed <= SEED_RANDOM:
         raise ParameterError(f"seed is {seed}; it must be from 0 to {SEED_RANDOM}: use 0")
     # The one that C draws for; its noise is that of its low 32 bits.
-    return _UINT32_MAX if seed == SEED_RANDOM else index(seed)
+    return _UINT32_MAX if seed == SEED_RANDOM else seed
 
 
-def _check_number(name: str, value: float) -> float:
-    """A number that C can be told, where 0 stands for the default; raises `ParameterError`."""
-    if value == 0:
-        raise ParameterError(f"{name} is 0, which is the bundle's default in C: leave it out")
-    if name in _NUMBERS:
-        return float(value)
-    whole = index(cast(int, value))
-    if abs(whole) > _INT32_MAX:
+def _check_size(name: str, value: int) -> int:
+    """A whole number that fits into C's; raises `ParameterError`."""
+    if abs(value) > _INT32_MAX:
         raise ParameterError(f"{name} is {value}; it must be at most {_INT32_MAX}")
-    return whole
+    return value
+
+
+def _read_whole(name: str, value: Any, default: object) -> int:
+    """As `mutoscope.runtime.settings` reads it; raises `ParameterError`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ParameterError(f"{name} is {value!r}; it must be a whole number: use {default}")
+    return index(value)
+
+
+def _read_number(name: str, value: Any) -> float:
+    """As `mutoscope.runtime.settings` reads it; raises `ParameterError`."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as err:
+        raise ParameterError(f"{name} is {value!r}; it must be a number") from err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
 from ctypes import (
     POINTER,
     c_char_p,
@@ -29,6 +28,7 @@ from mutoscope.runtime.errors import (
     ParameterError,
     ScheduleError,
 )
+from mutoscope.runtime.native.arguments import decode_text
 from mutoscope.runtime.native.structs import (
     BundleInfo,
     ConditionInfo,
@@ -41,9 +41,9 @@ from mutoscope.runtime.native.structs import (
 # MUTOSCOPE_ABI_VERSION of the header that this package was written for.
 ABI_VERSION = 1
 LIBRARY_VARIABLE = "MUTOSCOPE_LIBRARY"
-_FILE_NAMES = ("libmutoscope.so", "libmutoscope.dylib", "mutoscope.dll")
 _SONAME = f"libmutoscope.so.{ABI_VERSION}"
-_BUILD_FOLDER = Path(__file__).resolve().parents[2] / "build" / "native"
+# What `make native` makes.
+_BUILT = Path(__file__).resolve().parents[2] / "build" / "native" / "libmutoscope.so"
 
 OK = 0
 ERROR_OUT_OF_MEMORY = -8
@@ -107,7 +107,7 @@ class Library:
 
         Args:
             path: The file. None takes that of the environment variable MUTOSCOPE_LIBRARY, else one
-                that was built in build/native of a checkout, else the one that is installed.
+                that was built by `make native` in the checkout, else the one that is installed.
 
         Raises:
             MissingExtraError: There is none, or it is for another version of mutoscope.h.
@@ -137,7 +137,7 @@ class Library:
     @property
     def version(self) -> str:
         """The version of the library: "0.1.0"."""
-        return bytes(self.functions.mutoscope_version()).decode()
+        return decode_text(self.functions.mutoscope_version())
 
     def check(self, status: int) -> None:
         """Raise the exception of a status that is not MUTOSCOPE_OK, with the library's message.
@@ -149,18 +149,19 @@ class Library:
         """
         if status == OK:
             return
-        message = bytes(self.functions.mutoscope_last_error()).decode()
+        message = decode_text(self.functions.mutoscope_last_error())
         if status == ERROR_OUT_OF_MEMORY:
             raise MemoryError(message)
         if status in _EXCEPTIONS:
             raise _EXCEPTIONS[status](message)
-        name = bytes(self.functions.mutoscope_status_name(status)).decode()
+        name = decode_text(self.functions.mutoscope_status_name(status))
         raise NativeError(f"{name}: {message}")
 
 
 def _load(path: str | os.PathLike[str] | None) -> ctypes.CDLL:
     named = os.environ.get(LIBRARY_VARIABLE) if path is None else os.fspath(path)
-    candidates = [named] if named else [*_list_built(), _SONAME]
+    built = [str(_BUILT)] if _BUILT.is_file() else []
+    candidates = [named] if named else [*built, _SONAME]
     reasons = []
     for candidate in candidates:
         try:
@@ -168,11 +169,6 @@ def _load(path: str | os.PathLike[str] | None) -> ctypes.CDLL:
         except OSError as err:
             reasons.append(str(err))
     raise MissingExtraError(
-        f"libmutoscope cannot be loaded ({reasons[-1]}): build it with cmake --preset release in "
-        f"runtime/native, or set {LIBRARY_VARIABLE} to the path of libmutoscope.so"
+        f"libmutoscope cannot be loaded ({reasons[-1]}): build it with make native in a "
+        f"checkout, or set {LIBRARY_VARIABLE} to the path of libmutoscope.so"
     )
-
-
-def _list_built() -> Iterator[str]:
-    for folder in (_BUILD_FOLDER, *sorted(_BUILD_FOLDER.glob("*/"))):
-        yield from (str(folder / name) for name in _FILE_NAMES if (folder / name).is_file())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_uint8, c_void_p
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -17,6 +20,8 @@ from numpy.typing import NDArray
 from mutoscope.runtime.native.arguments import (
     Arguments,
     GenerateArguments,
+    decode_text,
+    encode_text,
     fill_generate_params,
     fill_pipeline_params,
 )
@@ -183,32 +188,32 @@ class NativePipeline:
     def condition(self, name: str) -> dict[str, Any]:
         """Return a number that the denoiser takes, by the names of mutoscope_condition_info."""
         info = self._make("condition_info", ConditionInfo())
-        self._call("pipeline_condition", info, self._handle, name.encode())
+        self._call("pipeline_condition", info, self._handle, encode_text(name))
         return _read_struct(info)
 
     def list_names(self, kind: str) -> tuple[str, ...]:
         """Return the names of one of LISTS."""
         names, count = POINTER(c_char_p)(), c_size_t()
         self._call("pipeline_list", byref(names), byref(count), self._handle, LISTS.index(kind))
-        return tuple((names[number] or b"").decode() for number in range(count.value))
+        return tuple(decode_text(names[number]) for number in range(count.value))
 
     def list_steps(self, scheduler: str | None = None) -> tuple[int, ...]:
         """Return the numbers of steps that there are schedule tables for."""
         steps, count = POINTER(c_int32)(), c_size_t()
-        name = None if scheduler is None else scheduler.encode()
+        name = None if scheduler is None else encode_text(scheduler)
         self._call("pipeline_steps", byref(steps), byref(count), self._handle, name)
         return tuple(steps[number] for number in range(count.value))
 
     def find_variant(self, component: str) -> str:
         """Return the variant that a component runs."""
         variant = c_char_p()
-        self._call("pipeline_variant", byref(variant), self._handle, component.encode())
-        return (variant.value or b"").decode()
+        self._call("pipeline_variant", byref(variant), self._handle, encode_text(component))
+        return decode_text(variant.value)
 
     def tokenize(self, text: str | bytes, tokenizer: str | None = None) -> list[int]:
         """Return the token ids of a text (bytes: UTF-8), neither cut nor padded."""
-        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        name = None if tokenizer is None else tokenizer.encode()
+        data = encode_text(text) if isinstance(text, str) else text
+        name = None if tokenizer is None else encode_text(tokenizer)
         # No tokenizer that is known gives more ids than there are bytes, but for those it adds.
         capacity, count = len(data) + 8, c_size_t()
         while True:
@@ -246,7 +251,8 @@ class NativePipeline:
 
         Raises:
             MutoscopeError: As `VideoPipeline.generate`; NativeError if it is generating already.
-            BaseException: What a callback raised.
+            BaseException: What a callback raised; KeyboardInterrupt after the part of the work in
+                which Ctrl-C was pressed.
         """
         params, _arguments = self._make_params(prompt, given)
         settings = self._make("settings", Settings())
@@ -254,14 +260,15 @@ class NativePipeline:
         shape = (settings.num_frames, settings.height, settings.width, 3)
         frames = np.zeros(shape, dtype=np.uint8)
         raised: list[BaseException] = []
-        if on_progress is not None:
-            params.progress_callback = _make_progress_callback(on_progress, raised)
+        # Always there: Python handles signals when Python code runs.
+        params.progress_callback = _make_progress_callback(on_progress, raised)
         if on_frame is not None:
             params.frame_callback = _make_frame_callback(on_frame, raised)
         result = self._make("result", Result())
-        status = self._library.functions.mutoscope_generate(
-            result, frames.ctypes.data_as(POINTER(c_uint8)), frames.nbytes, self._handle, params
-        )
+        with _catch_interrupt(raised):
+            status = self._library.functions.mutoscope_generate(
+                result, frames.ctypes.data_as(POINTER(c_uint8)), frames.nbytes, self._handle, params
+            )
         if raised:
             raise raised[0]
         self._library.check(status)
@@ -280,7 +287,7 @@ class NativePipeline:
     ) -> tuple[GenerateParams, Arguments]:
         """The struct, and what must live as long."""
         params, arguments = self._make("generate_params", GenerateParams()), Arguments()
-        fill_generate_params(params, arguments, prompt, given)
+        fill_generate_params(params, arguments, prompt, given, self.info())
         return params, arguments
 
     def _make(self, name: str, struct: Any) -> Any:
@@ -299,13 +306,33 @@ def _read_struct(struct: ctypes.Structure) -> dict[str, Any]:
         value = getattr(struct, name)
         if isinstance(value, ctypes.Structure):
             value = _read_struct(value)
-        values[name] = value.decode() if isinstance(value, bytes) else value
+        values[name] = decode_text(value) if isinstance(value, bytes) else value
     values.pop("struct_size", None)
     return values
 
 
-def _make_progress_callback(on_progress: OnProgress, raised: list[BaseException]) -> Any:
+@contextmanager
+def _catch_interrupt(raised: list[BaseException]) -> Iterator[None]:
+    """Let Ctrl-C cancel at the next callback; what its handler raises is put into the list.
+
+    It must not be raised by the handler: it would be lost where C calls Python, before any line of
+    the callback that could catch it.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    signal.signal(signal.SIGINT, _catch(handler, raised))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _make_progress_callback(on_progress: OnProgress | None, raised: list[BaseException]) -> Any:
     def call(pointer: Any, _user_data: object) -> int:
+        if on_progress is None:
+            return CONTINUE
         progress = pointer.contents
         latents = None
         if progress.latents:
@@ -334,13 +361,13 @@ def _make_frame_callback(on_frame: OnFrame, raised: list[BaseException]) -> Any:
 
 
 def _catch(
-    call: Callable[[Any, object], int], raised: list[BaseException]
-) -> Callable[[Any, object], int]:
-    """The callback, which cancels where it raises: an exception cannot pass through C."""
+    call: Callable[[Any, Any], Any], raised: list[BaseException]
+) -> Callable[[Any, Any], Any]:
+    """The callback, which cancels where one has raised: an exception cannot pass through C."""
 
-    def run(pointer: Any, user_data: object) -> int:
+    def run(first: Any, second: Any) -> Any:
         try:
-            return call(pointer, user_data)
+            return CANCEL if raised else call(first, second)
         except BaseException as err:
             raised.append(err)
             return CANCEL

@@ -54,6 +54,8 @@ def test_from_json_rejects_what_is_not_an_object(other: Any) -> None:
         (("defaults", "height"), "64", "defaults: height must be a whole number"),
         (("defaults", "height"), True, "defaults: height must be a whole number"),
         (("defaults", "frame_rate"), None, "defaults: frame_rate must be a number"),
+        (("defaults", "frame_rate"), 10**400, "defaults: frame_rate must be finite"),
+        (("defaults", "guidance_scale"), -(10**400), "defaults: guidance_scale must be finite"),
         (("components",), [], "components must be an object"),
         (("components", "unet", "inputs", "sample", "shape"), 4, "shape must be a list"),
         (("components", "unet", "inputs", "sample", "source"), "moon", "'moon', which this"),
@@ -81,6 +83,13 @@ def test_from_json_names_the_field_that_is_missing(value: Value, key: str) -> No
     del value[key]
     with pytest.raises(BundleError, match=f"manifest.json: {key} is missing"):
         Manifest.from_json(value)
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_load_refuses_values_inside_each_other_without_end(tmp_path: Path, opening: str) -> None:
+    (tmp_path / "manifest.json").write_text(opening * 100_000)
+    with pytest.raises(BundleError, match=r"manifest.json is not valid JSON \(damaged\?\): export"):
+        Manifest.load(tmp_path / "manifest.json")
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_load_ignores_fields_that_a_later_writer_adds(tmp_path: Path) -> None:
     assert ScheduleTable.load(file) == make_table()
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000])
 def test_load_names_a_file_that_is_no_json(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "broken.json"
     file.write_bytes(content)

@@ -21,14 +21,15 @@
  *
  * Threads
  *     Pipelines are independent of each other: there is no state for all but onnxruntime's own. One
- *     pipeline is used by one thread at a time; a second mutoscope_generate on it returns
+ *     pipeline is used by one thread at a time; a second call that works with it returns
  *     MUTOSCOPE_ERROR_BUSY. mutoscope_cancel may be called from any thread while the pipeline is
  *     open. Callbacks run in the thread that called mutoscope_generate, and must not call it again.
  *
  * ABI
  *     Structs begin with struct_size, which their init function sets. Fields are only appended. A
  *     smaller struct is that of an older caller: what it lacks has its default. A larger one is
- * that of a newer caller: it is accepted if what is unknown here is zero. No struct has padding.
+ * that of a newer caller: it is accepted if what is unknown here is zero. No struct has padding
+ *     on 64-bit systems, which the library is for.
  *     mutoscope_limit, mutoscope_number and mutoscope_array never change.
  */
 #ifndef MUTOSCOPE_H
@@ -159,7 +160,7 @@ typedef struct mutoscope_array {
 /* How a bundle is run. */
 typedef struct mutoscope_pipeline_params {
     uint32_t struct_size;
-    /* Threads for one operator on the CPU; 0: one for each core. */
+    /* Threads for one operator on the CPU, at most 1024; 0: one for each core. */
     int32_t num_threads;
     /* MUTOSCOPE_MEMORY_NORMAL or MUTOSCOPE_MEMORY_LOW. */
     int32_t memory;
@@ -327,7 +328,7 @@ typedef struct mutoscope_result {
     double frame_rate;
     /* The one that was given, or drawn. */
     uint64_t seed;
-    /* Reading and checking files, making sessions; 0 once all is loaded. */
+    /* Reading and checking files, making sessions; once all is loaded, the schedule table alone. */
     double seconds_load;
     /* Prompt and negative prompt. */
     double seconds_text_encoder;
@@ -362,7 +363,8 @@ MUTOSCOPE_API const char *mutoscope_last_error(void);
 /* Fill a struct with defaults, zeros where there is nothing else, and set its struct_size.
  *
  * struct_size: sizeof of the struct as the caller was compiled.
- * MUTOSCOPE_ERROR_ARGUMENT: params is NULL, or struct_size is less than any version had. */
+ * MUTOSCOPE_ERROR_ARGUMENT: params is NULL, or struct_size is one that no version can have: 0, no
+ *     multiple of 8, or more than 65536. */
 MUTOSCOPE_API int32_t mutoscope_pipeline_params_init(mutoscope_pipeline_params *params,
                                                      size_t struct_size);
 MUTOSCOPE_API int32_t mutoscope_generate_params_init(mutoscope_generate_params *params,
@@ -392,7 +394,7 @@ MUTOSCOPE_API void mutoscope_pipeline_close(mutoscope_pipeline *pipeline);
  * is nothing to load ahead, and it does nothing. */
 MUTOSCOPE_API int32_t mutoscope_pipeline_load(mutoscope_pipeline *pipeline);
 
-/* Free what was loaded; the next generation loads again. */
+/* Free the components that were loaded; the next generation loads them again. */
 MUTOSCOPE_API int32_t mutoscope_pipeline_unload(mutoscope_pipeline *pipeline);
 
 /* What the bundle says of itself. info must have been initialised. */
@@ -457,7 +459,7 @@ MUTOSCOPE_API int32_t mutoscope_generate(mutoscope_result *result, uint8_t *fram
                                          const mutoscope_generate_params *params);
 
 /* Stop the generation that runs in another thread: it returns MUTOSCOPE_ERROR_CANCELLED soon, in
- * the middle of a step. Where none runs, nothing happens. */
+ * the middle of a step; what is being loaded is loaded first. Where none runs, nothing happens. */
 MUTOSCOPE_API int32_t mutoscope_cancel(mutoscope_pipeline *pipeline);
 
 #ifdef __cplusplus

@@ -1,7 +1,6 @@
 /* mutoscope-c: make a video with a bundle, through the public header alone. */
 #define _POSIX_C_SOURCE 200809L
 
-#include <stb_image.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +8,7 @@
 
 #include "errors.h"
 #include "frames.h"
+#include "image.h"
 #include "interrupts.h"
 #include "mutoscope.h"
 #include "options.h"
@@ -22,7 +22,11 @@ struct run {
     bool is_terminal;
 };
 
-static int report_library_error(void) { return report_error("%s", mutoscope_last_error()); }
+static int report_library_error(void) {
+    /* A signal ends what blocks in the library too, with an error of its own. */
+    if (was_interrupted()) return EXIT_INTERRUPTED;
+    return report_error("%s", mutoscope_last_error());
+}
 
 static int32_t on_progress(const mutoscope_progress *progress, void *user_data) {
     static const char *const stages[] = {"encoding", "denoising", "decoding"};
@@ -44,36 +48,12 @@ static void end_progress(const struct run *run) {
     if (run->shows_progress && run->is_terminal) fprintf(stderr, "\r%-40s\r", "");
 }
 
-/* uint8 [H, W, 3]; shape is written too. The data is freed with stbi_image_free. */
-static int load_image(mutoscope_array *image, int64_t shape[3], const char *path) {
-    int width;
-    int height;
-    int channels;
-    stbi_uc *pixels = stbi_load(path, &width, &height, &channels, 3);
-    if (pixels == NULL) {
-        return report_error("%s is not an image that can be read (%s): use a PNG or JPEG file",
-                            path, stbi_failure_reason());
-    }
-    shape[0] = height;
-    shape[1] = width;
-    shape[2] = 3;
-    image->name = "image";
-    image->data = pixels;
-    image->shape = shape;
-    image->rank = 3;
-    image->dtype = MUTOSCOPE_UINT8;
-    return EXIT_OK;
-}
-
 static int report_status(const struct run *run, int32_t status) {
     if (status == MUTOSCOPE_OK) return EXIT_OK;
     if (status != MUTOSCOPE_ERROR_CANCELLED) return report_library_error();
-    if (was_interrupted()) {
-        fputs("error: interrupted; nothing was left behind\n", stderr);
-        return EXIT_INTERRUPTED;
-    }
+    if (was_interrupted()) return EXIT_INTERRUPTED;
     /* The frames could not be written: that was reported. A reader that goes has what it wants. */
-    return run->writer.reader_gone ? EXIT_OK : EXIT_ERROR;
+    return run->writer.output.reader_gone ? EXIT_OK : EXIT_ERROR;
 }
 
 static int generate_frames(struct run *run, mutoscope_pipeline *pipeline,
@@ -124,7 +104,7 @@ static int generate(struct run *run, mutoscope_pipeline *pipeline) {
     } else {
         code = generate_frames(run, pipeline, &settings);
     }
-    stbi_image_free((void *)image.data);
+    free((void *)image.data);
     return code;
 }
 
@@ -154,10 +134,9 @@ int main(int argc, char **argv) {
         code = run_with_options(&run);
     }
     free_options(&run.options);
-    /* stdout is closed already where frames went there. */
-    if (code == EXIT_OK && run.options.output != NULL && strcmp(run.options.output, "-") == 0) {
-        return code;
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == EXIT_OK) {
+        code = was_interrupted() ? EXIT_INTERRUPTED : report_error("stdout cannot be written");
     }
-    if (fflush(stdout) != 0 && code == EXIT_OK) code = report_error("stdout cannot be written");
+    if (code == EXIT_INTERRUPTED) fputs("error: interrupted; nothing was left behind\n", stderr);
     return code;
 }

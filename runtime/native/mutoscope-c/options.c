@@ -77,13 +77,26 @@ static const struct option kOptions[] = {
 
 /* The readers below return -1 to go on, or the exit code of what they reported. */
 
+/* Plain digits: strtoull takes blanks and signs too. */
+static bool read_digits(unsigned long long *number, const char *text) {
+    if (*text == '\0' || text[strspn(text, "0123456789")] != '\0') return false;
+    errno = 0;
+    *number = strtoull(text, NULL, 10);
+    return errno == 0;
+}
+
+/* A decimal number: strtod takes blanks, hexadecimal numbers, "nan" and "inf" too. */
+static bool read_number(double *number, const char *text) {
+    char *end;
+    if (*text == '\0' || text[strspn(text, "0123456789.eE+-")] != '\0') return false;
+    *number = strtod(text, &end);
+    return *end == '\0' && isfinite(*number);
+}
+
 /* A whole number of at least 1: in the library 0 stands for the bundle's own. */
 static int read_count(int32_t *value, const char *name, const char *text) {
-    char *end;
-    long number;
-    errno = 0;
-    number = strtol(text, &end, 10);
-    if (end == text || *end != '\0' || errno != 0 || number < 1 || number > INT32_MAX) {
+    unsigned long long number;
+    if (!read_digits(&number, text) || number < 1 || number > INT32_MAX) {
         return report_usage("--%s is '%s'; it must be a whole number of at least 1", name, text);
     }
     *value = (int32_t)number;
@@ -92,9 +105,8 @@ static int read_count(int32_t *value, const char *name, const char *text) {
 
 /* A number above 0, for the same reason. */
 static int read_scale(double *value, const char *name, const char *text) {
-    char *end;
-    double number = strtod(text, &end);
-    if (end == text || *end != '\0' || !isfinite(number) || number <= 0) {
+    double number;
+    if (!read_number(&number, text) || number <= 0) {
         return report_usage("--%s is '%s'; it must be a number above 0", name, text);
     }
     *value = number;
@@ -102,11 +114,8 @@ static int read_scale(double *value, const char *name, const char *text) {
 }
 
 static int read_seed(uint64_t *seed, const char *text) {
-    char *end;
     unsigned long long number;
-    errno = 0;
-    number = strtoull(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end != '\0' || errno != 0) {
+    if (!read_digits(&number, text)) {
         return report_usage("--seed is '%s'; it must be from 0 to %llu", text,
                             (unsigned long long)UINT64_MAX);
     }
@@ -169,14 +178,12 @@ static char *cut_pair(char *text) {
 
 static int read_condition(struct options *options, char *text) {
     char *value = cut_pair(text);
-    char *end = value;
     mutoscope_number *condition = &options->conditions[options->generate.num_conditions];
     if (value == NULL) {
         return report_usage("--condition is '%s'; it must be NAME=X", text);
     }
     condition->name = text;
-    condition->value = strtod(value, &end);
-    if (end == value || *end != '\0') {
+    if (!read_number(&condition->value, value)) {
         return report_usage("--condition %s is '%s'; it must be a number", text, value);
     }
     options->generate.num_conditions++;
@@ -302,8 +309,10 @@ static int check_options(const struct options *options, int num_left) {
         return report_usage("PROMPT is missing: give it, or --image for a bundle that takes one");
     }
     if (options->output == NULL) return report_usage("OUT is missing: give -o OUT");
-    if (options->json && strcmp(options->output, "-") == 0) {
-        return report_usage("--json and -o - both want stdout: write to a file");
+    if (*options->output == '\0') return report_usage("OUT is empty: give -o OUT");
+    if (options->json &&
+        (strcmp(options->output, "-") == 0 || strcmp(options->output, "/dev/stdout") == 0)) {
+        return report_usage("--json and -o %s both want stdout: write to a file", options->output);
     }
     return -1;
 }
@@ -315,7 +324,6 @@ int parse_options(struct options *options, int argc, char **argv) {
     memset(options, 0, sizeof *options);
     mutoscope_pipeline_params_init(&options->pipeline, sizeof options->pipeline);
     mutoscope_generate_params_init(&options->generate, sizeof options->generate);
-    options->generate.seed = MUTOSCOPE_SEED_RANDOM;
     options->conditions = calloc((size_t)argc, sizeof *options->conditions);
     options->provider_option_keys = calloc((size_t)argc, sizeof *options->provider_option_keys);
     options->provider_option_values = calloc((size_t)argc, sizeof *options->provider_option_values);

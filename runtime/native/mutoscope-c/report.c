@@ -153,6 +153,18 @@ static void print_limit_text(const char *name, const mutoscope_limit *limit) {
     putchar('\n');
 }
 
+static bool print_conditions_text(const mutoscope_pipeline *pipeline) {
+    const char *const *names;
+    size_t count;
+    if (mutoscope_pipeline_list(&names, &count, pipeline, MUTOSCOPE_LIST_CONDITIONS) !=
+        MUTOSCOPE_OK) {
+        return false;
+    }
+    if (count == 0) return true;
+    printf("\nconditions (default, range)\n");
+    return print_list(pipeline, MUTOSCOPE_LIST_CONDITIONS, print_condition, false);
+}
+
 static bool print_info_text(const mutoscope_pipeline *pipeline, const mutoscope_bundle_info *info) {
     printf("%s: %s; takes %s%s%s\n\ncomponents\n", info->name, info->family,
            info->takes_prompt ? "a prompt" : "",
@@ -170,8 +182,7 @@ static bool print_info_text(const mutoscope_pipeline *pipeline, const mutoscope_
     if (info->guidance) printf("  guidance scale %g\n", info->guidance_scale);
     printf("  clip           %d frames of %d x %d pixels at %g frames per second\n",
            (int)info->num_frames, (int)info->width, (int)info->height, info->frame_rate);
-    printf("\nconditions\n");
-    if (!print_list(pipeline, MUTOSCOPE_LIST_CONDITIONS, print_condition, false)) return false;
+    if (!print_conditions_text(pipeline)) return false;
     printf("\nschedulers (steps)\n");
     return print_list(pipeline, MUTOSCOPE_LIST_SCHEDULERS, print_steps, false);
 }

@@ -1,8 +1,6 @@
 #include "answers.h"
 
-#include "error.h"
 #include "memory_figures.h"
-#include "text.h"
 
 namespace mutoscope {
 namespace {
@@ -41,21 +39,15 @@ mutoscope_bundle_info make_bundle_info(const Pipeline &pipeline) {
 }
 
 mutoscope_condition_info make_condition_info(const Manifest &manifest, const std::string &name) {
-    std::vector<std::string> names;
-    for (const auto &[known, record] : manifest.conditions) {
-        if (known == name) {
-            mutoscope_condition_info info{};
-            info.index = static_cast<int32_t>(names.size());
-            info.default_value = record.default_value;
-            info.minimum = record.minimum;
-            info.maximum = record.maximum;
-            info.description = record.description.c_str();
-            return info;
-        }
-        names.push_back(known);
-    }
-    throw ParameterError("condition " + quote(name) + " is not one that this bundle takes: " +
-                         (names.empty() ? "it takes none" : "use some of " + join(names)));
+    const size_t index = find_condition(manifest, name);
+    const ConditionRecord &record = manifest.conditions[index].second;
+    mutoscope_condition_info info{};
+    info.index = static_cast<int32_t>(index);
+    info.default_value = record.default_value;
+    info.minimum = record.minimum;
+    info.maximum = record.maximum;
+    info.description = record.description.c_str();
+    return info;
 }
 
 mutoscope_settings make_public_settings(const Pipeline &pipeline, const Settings &settings) {

@@ -6,8 +6,9 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
+
+#include "ordered.h"
 
 namespace mutoscope {
 
@@ -61,8 +62,7 @@ private:
     std::shared_ptr<std::byte[]> memory_;
 };
 
-// Arrays by name, in an order.
-using NamedArrays = std::vector<std::pair<std::string, Array>>;
+using NamedArrays = Ordered<Array>;
 
 }  // namespace mutoscope
 

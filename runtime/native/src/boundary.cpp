@@ -1,10 +1,14 @@
 #include "boundary.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <new>
 #include <stdexcept>
+#include <string_view>
 
 #include "error.h"
+#include "text.h"
 
 namespace mutoscope {
 namespace {
@@ -12,17 +16,22 @@ namespace {
 // Of no type that has a constructor: it must be there when memory is short.
 thread_local char last_error[2048] = "";
 
-// One line, cut where a character ends: a message may hold what somebody wrote into a file.
+// One line of UTF-8, cut where a character ends: a message may hold what somebody wrote into a
+// file.
 void set_last_error(const char *message) {
     constexpr size_t room = sizeof last_error - 1;
     size_t length = 0;
-    for (; message[length] != '\0' && length < room; ++length) {
-        const bool is_control = static_cast<unsigned char>(message[length]) < 0x20;
-        last_error[length] = is_control ? ' ' : message[length];
-    }
-    if (message[length] != '\0') {
-        const auto continues = [&] { return (message[length] & 0xC0) == 0x80; };
-        while (length > 0 && continues()) --length;
+    const std::string_view text(message);
+    while (length < text.size()) {
+        const size_t sequence = find_sequence(text, length);
+        if (length + std::max<size_t>(sequence, 1) > room) break;
+        const bool is_control = static_cast<unsigned char>(text[length]) < 0x20;
+        if (sequence == 0 || is_control) {
+            last_error[length++] = is_control ? ' ' : '?';
+            continue;
+        }
+        std::memcpy(last_error + length, message + length, sequence);
+        length += sequence;
     }
     last_error[length] = '\0';
 }
@@ -47,8 +56,8 @@ int32_t report_exception() noexcept {
         set_last_error(error.what());
         return MUTOSCOPE_ERROR_INTERNAL;
     } catch (...) {
-        set_last_error("a callback threw an exception: return MUTOSCOPE_CANCEL instead");
-        return MUTOSCOPE_ERROR_ARGUMENT;
+        set_last_error("an exception of no known kind");
+        return MUTOSCOPE_ERROR_INTERNAL;
     }
 }
 

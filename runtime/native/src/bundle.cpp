@@ -99,13 +99,6 @@ int read_count(const std::string &digits) {
     return count;
 }
 
-template <typename T>
-std::string join_keys(const Ordered<T> &values) {
-    std::vector<std::string> keys;
-    for (const auto &[key, value] : values) keys.push_back(key);
-    return join(keys);
-}
-
 void compare_digest(const std::string &name, const std::string &digest, const FileRecord &record) {
     if (digest == fold_case(record.sha256)) return;
     throw BundleError(name + " does not match its sha256 in " + kManifestName +
@@ -217,7 +210,7 @@ std::string Bundle::load_graph(const std::string &component_name, const std::str
     const std::string *graph = find(component.variants, chosen);
     if (graph == nullptr) {
         throw ParameterError(component_name + " has no variant " + quote(chosen) + ": use " +
-                             join_keys(component.variants));
+                             join_names(component.variants));
     }
     if (for_cpu) graph = &component.find_cpu_graph(chosen);
     for (const std::string &name : find_external_data(manifest_, component, *graph)) {
@@ -242,7 +235,7 @@ const ComponentRecord &Bundle::find_component(const std::string &name) const {
     const ComponentRecord *component = find(manifest_.components, name);
     if (component == nullptr) {
         throw ParameterError("this bundle has no " + name + "; it has " +
-                             join_keys(manifest_.components));
+                             join_names(manifest_.components));
     }
     return *component;
 }
@@ -257,14 +250,12 @@ std::string Bundle::find_scheduler(const std::string &name) const {
         if (found.size() == 1) return found[0];
     }
     throw ParameterError("scheduler " + quote(name) + " is not in this bundle: use " +
-                         join_keys(manifest_.schedules));
+                         join_names(manifest_.schedules));
 }
 
-std::vector<int> Bundle::list_steps(const std::string &scheduler) const {
+std::vector<int> list_steps(const Ordered<std::string> &tables) {
     std::vector<int> steps;
-    for (const auto &[count, path] : *find(manifest_.schedules, find_scheduler(scheduler))) {
-        steps.push_back(read_count(count));
-    }
+    for (const auto &[count, path] : tables) steps.push_back(read_count(count));
     std::sort(steps.begin(), steps.end());
     return steps;
 }
@@ -274,7 +265,7 @@ std::string Bundle::find_schedule(const std::string &scheduler, int num_inferenc
     const std::string asked = std::to_string(num_inference_steps);
     const std::string *path = find(*find(manifest_.schedules, name), asked);
     if (path != nullptr) return *path;
-    const std::vector<int> steps = list_steps(name);
+    const std::vector<int> steps = list_steps(*find(manifest_.schedules, name));
     if (steps.empty()) {
         throw ParameterError("scheduler " + quote(name) +
                              " has no tables in this bundle: use another one");

@@ -48,8 +48,6 @@ public:
     // diffusers where they are alike: "EulerAncestralDiscreteScheduler" for "euler-ancestral".
     // Raises ParameterError.
     std::string find_scheduler(const std::string &name) const;
-    // The numbers of steps that a scheduler has tables for, in rising order. Raises ParameterError.
-    std::vector<int> list_steps(const std::string &scheduler) const;
     // The path in the bundle of a table. Raises ParameterError with the nearest number of steps.
     std::string find_schedule(const std::string &scheduler, int num_inference_steps) const;
     // Raises BundleError, ParameterError or ScheduleError.
@@ -66,6 +64,9 @@ private:
     std::string root_;  // absolute, without links
     Manifest manifest_;
 };
+
+// The numbers of steps that a scheduler has tables for, in rising order.
+std::vector<int> list_steps(const Ordered<std::string> &tables);
 
 // The files that a graph of a component may read beside itself: those of its folder that belong to
 // no other graph. One whose name is that of a graph with more behind it, as in model.onnx.data, is

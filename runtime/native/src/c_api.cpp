@@ -1,9 +1,10 @@
 // The functions of mutoscope.h.
-#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "answers.h"
@@ -12,6 +13,7 @@
 #include "mutoscope.h"
 #include "pipeline.h"
 #include "structs.h"
+#include "text.h"
 
 using mutoscope::Error;
 using mutoscope::guard;
@@ -60,30 +62,44 @@ mutoscope_generate_params default_generate_params() {
     return params;
 }
 
+// Adds the names that are not in the list yet.
 template <typename T>
-void list_keys(std::vector<const char *> &list, const mutoscope::Ordered<T> &values) {
+void add_names(std::vector<const char *> &list, const mutoscope::Ordered<T> &values) {
+    std::set<std::string_view> known(list.begin(), list.end());
     for (const auto &entry : values) {
         const std::string &name = entry.first;
-        const auto is_it = [&](const char *known) { return name == known; };
-        if (std::none_of(list.begin(), list.end(), is_it)) list.push_back(name.c_str());
+        if (name.find('\0') != name.npos) {
+            throw mutoscope::BundleError("manifest.json has a name with a zero byte, " +
+                                         mutoscope::quote(name) + ": export again");
+        }
+        if (known.insert(name).second) list.push_back(name.c_str());
     }
 }
 
 void fill_lists(mutoscope_pipeline &handle) {
-    const mutoscope::Bundle &bundle = handle.pipeline.bundle();
-    const mutoscope::Manifest &manifest = bundle.manifest();
-    list_keys(handle.lists[MUTOSCOPE_LIST_SCHEDULERS], manifest.schedules);
-    list_keys(handle.lists[MUTOSCOPE_LIST_COMPONENTS], manifest.components);
-    list_keys(handle.lists[MUTOSCOPE_LIST_CONDITIONS], manifest.conditions);
-    list_keys(handle.lists[MUTOSCOPE_LIST_TOKENIZERS], manifest.tokenizers);
-    list_keys(handle.lists[MUTOSCOPE_LIST_PROMPT_EMBEDS],
+    const mutoscope::Manifest &manifest = handle.pipeline.bundle().manifest();
+    add_names(handle.lists[MUTOSCOPE_LIST_SCHEDULERS], manifest.schedules);
+    add_names(handle.lists[MUTOSCOPE_LIST_COMPONENTS], manifest.components);
+    add_names(handle.lists[MUTOSCOPE_LIST_CONDITIONS], manifest.conditions);
+    add_names(handle.lists[MUTOSCOPE_LIST_TOKENIZERS], manifest.tokenizers);
+    add_names(handle.lists[MUTOSCOPE_LIST_PROMPT_EMBEDS],
               handle.pipeline.conditions().prompt_embeds());
     for (const auto &[name, component] : manifest.components) {
-        list_keys(handle.lists[MUTOSCOPE_LIST_VARIANTS], component.variants);
+        add_names(handle.lists[MUTOSCOPE_LIST_VARIANTS], component.variants);
     }
     for (const auto &[scheduler, tables] : manifest.schedules) {
-        const std::vector<int> steps = bundle.list_steps(scheduler);
-        handle.steps[scheduler].assign(steps.begin(), steps.end());
+        handle.steps[scheduler] = mutoscope::list_steps(tables);
+    }
+}
+
+// What a callback returned, or that it threw, which C callers cannot.
+template <typename Callback, typename Shown>
+bool call(Callback callback, const Shown &shown, void *user_data) {
+    try {
+        return callback(&shown, user_data) == MUTOSCOPE_CONTINUE;
+    } catch (...) {
+        throw Error(MUTOSCOPE_ERROR_ARGUMENT,
+                    "a callback threw an exception: return MUTOSCOPE_CANCEL instead");
     }
 }
 
@@ -98,7 +114,7 @@ bool call_progress(const mutoscope_generate_params &params, int stage, int num_d
     progress.seconds_since_start = seconds;
     progress.latents = latents == nullptr ? nullptr : latents->as<float>();
     progress.latents_shape = latents == nullptr ? nullptr : latents->shape().data();
-    return params.progress_callback(&progress, params.progress_user_data) == MUTOSCOPE_CONTINUE;
+    return call(params.progress_callback, progress, params.progress_user_data);
 }
 
 bool call_frame(const mutoscope_generate_params &params, const mutoscope::Settings &settings,
@@ -112,7 +128,7 @@ bool call_frame(const mutoscope_generate_params &params, const mutoscope::Settin
     frame.width = settings.width;
     frame.row_bytes = 3 * settings.width;
     frame.pixels = pixels;
-    return params.frame_callback(&frame, params.frame_user_data) == MUTOSCOPE_CONTINUE;
+    return call(params.frame_callback, frame, params.frame_user_data);
 }
 
 // The arguments must outlive what is returned.
@@ -307,8 +323,8 @@ int32_t mutoscope_tokenize(int64_t *ids, size_t capacity, size_t *num_ids,
         check_argument(ids != nullptr || capacity == 0, "ids is NULL, and capacity is not 0");
         check_argument(text != nullptr || text_bytes == 0, "text is NULL");
         const Pipeline::Use use(pipeline->pipeline);
-        const auto tokens = pipeline->pipeline.tokenize(tokenizer == nullptr ? "" : tokenizer,
-                                                        std::string_view(text, text_bytes));
+        const auto tokens =
+            pipeline->pipeline.tokenize(tokenizer, std::string_view(text, text_bytes));
         *num_ids = tokens.size();
         for (size_t i = 0; tokens.size() <= capacity && i < tokens.size(); ++i) {
             ids[i] = tokens[i].id;

@@ -7,8 +7,8 @@ namespace mutoscope {
 namespace {
 
 std::string find_denoiser(const Manifest &manifest) {
-    for (const auto &[name, component] : manifest.components) {
-        if (is_denoiser(name)) return name;
+    for (const char *name : kDenoisers) {
+        if (find(manifest.components, name) != nullptr) return name;
     }
     throw ParameterError("this bundle has no denoiser: it needs unet or transformer");
 }
@@ -23,13 +23,7 @@ double &find_part(Timings &timings, const std::string &name) {
     return timings.seconds_other;
 }
 
-std::string list_names(const Ordered<TensorRecord> &records) {
-    std::vector<std::string> names;
-    for (const auto &[name, record] : records) names.push_back(name);
-    return join(names);
-}
-
-std::string list_names(const std::vector<TensorSpec> &specs) {
+std::string join_names(const std::vector<TensorSpec> &specs) {
     std::vector<std::string> names;
     for (const TensorSpec &spec : specs) names.push_back(spec.name);
     return join(names);
@@ -57,8 +51,8 @@ bool is_same(const TensorRecord &record, const TensorSpec &spec) {
 void check_declaration(const std::string &name, const std::string &kind,
                        const Ordered<TensorRecord> &records, const std::vector<TensorSpec> &specs) {
     const auto fail = [&] {
-        throw EngineError(name + ": the manifest lists the " + kind + "s " + list_names(records) +
-                          "; the graph has " + list_names(specs) + ": export again");
+        throw EngineError(name + ": the manifest lists the " + kind + "s " + join_names(records) +
+                          "; the graph has " + join_names(specs) + ": export again");
     };
     if (records.size() != specs.size()) fail();
     for (const TensorSpec &spec : specs) {
@@ -83,6 +77,24 @@ const Array &find_value(const Values &values, const std::string &source, const s
     return value->second;
 }
 
+// Raises BundleError for components that nothing could run.
+void check_components(const Manifest &manifest) {
+    const std::string where = std::string(kManifestName) + ": components: ";
+    for (const auto &[name, component] : manifest.components) {
+        if (component.outputs.empty()) {
+            throw BundleError(where + name + " has no outputs: export again");
+        }
+        const auto &decoder = component.decoder;
+        const bool cuts_clips = decoder && (decoder->independent_frames || decoder->tiles);
+        if (cuts_clips && manifest.latents.vae_scale_factor_temporal > 1) {
+            throw BundleError(where + name +
+                              " decodes its frames apart, but one of the latents is " +
+                              std::to_string(manifest.latents.vae_scale_factor_temporal) +
+                              " frames: export again");
+        }
+    }
+}
+
 }  // namespace
 
 Components::Components(const Bundle &bundle, const Onnxruntime &onnxruntime, EngineOptions options,
@@ -92,6 +104,7 @@ Components::Components(const Bundle &bundle, const Onnxruntime &onnxruntime, Eng
       options_(std::move(options)),
       variant_(std::move(variant)),
       denoiser_(find_denoiser(bundle.manifest())) {
+    check_components(bundle.manifest());
     if (!variant_.empty()) bundle.check_variant(variant_);
     onnxruntime.find_execution_provider(options_);
 }

@@ -10,19 +10,6 @@
 namespace mutoscope {
 namespace {
 
-std::string list_names(const NamedArrays &arrays) {
-    std::vector<std::string> names;
-    for (const auto &[name, array] : arrays) names.push_back(name);
-    return join(names);
-}
-
-template <typename T>
-std::string list_keys(const Ordered<T> &values) {
-    std::vector<std::string> names;
-    for (const auto &[name, value] : values) names.push_back(name);
-    return join(names);
-}
-
 // Whether arrays have these names, each once.
 template <typename T>
 bool has_names(const NamedArrays &arrays, const Ordered<T> &names) {
@@ -61,6 +48,16 @@ void draw_noise(const std::string &name, const ComponentRecord &record, Values &
         shape.push_back(axis.length < 0 ? length->second : axis.length);
     }
     values[kNoise] = generator.draw(std::move(shape));
+}
+
+void check_picture(const Manifest &manifest, const std::optional<Picture> &picture) {
+    if (picture && manifest.images.empty()) {
+        throw ParameterError(
+            "image is given, but this bundle makes a video of a prompt alone: leave it out");
+    }
+    if (!picture && !manifest.images.empty()) {
+        throw ParameterError("image is missing: this bundle makes a video of an image, give one");
+    }
 }
 
 }  // namespace
@@ -126,8 +123,8 @@ Values ConditionEncoder::read_prompt(const std::string &name, const PromptInput 
 
 Values ConditionEncoder::read_embeds(const std::string &name, const NamedArrays &arrays) const {
     if (!has_names(arrays, prompt_embeds_)) {
-        throw ParameterError(name + " has " + list_names(arrays) +
-                             "; this bundle's denoiser takes " + list_keys(prompt_embeds_) +
+        throw ParameterError(name + " has " + join_names(arrays) +
+                             "; this bundle's denoiser takes " + join_names(prompt_embeds_) +
                              ": give all of them");
     }
     Values known;
@@ -144,8 +141,8 @@ Values ConditionEncoder::read_embeds(const std::string &name, const NamedArrays 
 Values ConditionEncoder::read_ids(const std::string &name, const NamedArrays &arrays) const {
     const auto &tokenizers = bundle_.manifest().tokenizers;
     if (!has_names(arrays, tokenizers)) {
-        throw ParameterError(name + "_inputs has " + list_names(arrays) +
-                             "; this bundle's tokenizers are " + list_keys(tokenizers) +
+        throw ParameterError(name + "_inputs has " + join_names(arrays) +
+                             "; this bundle's tokenizers are " + join_names(tokenizers) +
                              ": give the ids of all of them");
     }
     Values known;
@@ -183,7 +180,7 @@ const Tokenizer &ConditionEncoder::load_tokenizer(const std::string &source, Tim
     const TokenizerRecord *record = find(bundle_.manifest().tokenizers, source);
     if (record == nullptr) {
         throw ParameterError("tokenizer " + quote(source) + " is not in this bundle: use " +
-                             list_keys(bundle_.manifest().tokenizers));
+                             join_names(bundle_.manifest().tokenizers));
     }
     Tokenizer tokenizer = Tokenizer::parse(bundle_.read_file(record->file), record->file);
     return tokenizers_.emplace(source, std::move(tokenizer)).first->second;
@@ -229,7 +226,10 @@ void ConditionEncoder::encode_prompts(const Encoder &encoder, std::vector<Values
             continue;
         }
         for (const auto &[output, tensor] : record->outputs) {
-            known[output] = make_zeros_like(passes.front().at(output));
+            const auto of_prompt = passes.front().find(output);
+            // What was not given of a prompt either is not there; whatever takes it says so.
+            if (known.count(output) > 0 || of_prompt == passes.front().end()) continue;
+            known[output] = make_zeros_like(of_prompt->second);
         }
     }
 }
@@ -262,16 +262,6 @@ void check_array(const std::string &name, const Array &array, const Shape &shape
     const auto is_finite = [](float value) { return std::isfinite(value); };
     if (!std::all_of(values, values + array.size(), is_finite)) {
         throw ParameterError(name + " has values that are not finite");
-    }
-}
-
-void check_picture(const Manifest &manifest, const std::optional<Picture> &picture) {
-    if (picture && manifest.images.empty()) {
-        throw ParameterError(
-            "image is given, but this bundle makes a video of a prompt alone: leave it out");
-    }
-    if (!picture && !manifest.images.empty()) {
-        throw ParameterError("image is missing: this bundle makes a video of an image, give one");
     }
 }
 

@@ -84,7 +84,6 @@ void check_array(const std::string &name, const Array &array, const Shape &shape
 
 // What is known before any component runs, by source: sizes, conditions, the picture prepared.
 // Raises ParameterError where there is a picture and none is taken, or none where one is.
-void check_picture(const Manifest &manifest, const std::optional<Picture> &picture);
 Values make_values(const Manifest &manifest, const Settings &settings,
                    const std::optional<Picture> &picture);
 

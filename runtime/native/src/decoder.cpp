@@ -76,7 +76,8 @@ void decode_latents(const Bundle &bundle, Components &components, const Array &l
                 [&](const std::string &path) { return open_tile_graph(components, path, context); },
                 part, *tiles, *plan.tile_height, count_run, frames.as<uint8_t>(), frames.bytes());
         } else {
-            frames = components.run(kVaeDecoder, {{kLatents, part}}, context).front().second;
+            const NamedArrays outputs = components.run(kVaeDecoder, {{kLatents, part}}, context);
+            frames = *find(outputs, component.outputs.front().first);
             count_run();
         }
         check_frames(frames, frames_shape, num_frames);

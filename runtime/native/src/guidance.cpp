@@ -53,6 +53,11 @@ NamedArrays make_batch(const ComponentRecord &record, const NamedArrays &first,
             throw ParameterError(kBatched + name +
                                  " has no batch axis and differs between the passes: " + kWayOut);
         }
+        if (has_batch_axis && array.rank() != axes.size()) {
+            throw EngineError(name + " is " + format_shape(array.shape()) +
+                              " where the manifest has " + std::to_string(axes.size()) +
+                              " axes: export again");
+        }
         if (has_batch_axis && array.shape() != other.shape()) {
             throw ParameterError(kBatched + name + " is " + format_shape(array.shape()) + " and " +
                                  format_shape(other.shape()) +
@@ -95,7 +100,8 @@ GuidedDenoiser::GuidedDenoiser(const Bundle &bundle, Components &components,
     Shape output_shape = latents_shape;
     output_shape[0] = static_cast<int64_t>(passes.size() / feeds.size());
     for (NamedArrays &feed : feeds) {
-        runs_.push_back({std::move(feed), Array::make(DType::float32, output_shape)});
+        runs_.push_back(
+            {std::move(feed), Array::make(record_.outputs.front().second.dtype, output_shape)});
     }
 }
 
@@ -119,16 +125,18 @@ void GuidedDenoiser::feed(Run &run, const Array &sample, double timestep) const 
 
 Array GuidedDenoiser::operator()(const Array &sample, double timestep) {
     const std::string &name = record_.outputs.front().first;
+    std::vector<Array> outputs;
     for (Run &run : runs_) {
         feed(run, sample, timestep);
         components_.run_feeds(components_.denoiser(), run.feeds, {{name, run.output}}, context_);
+        outputs.push_back(run.output.convert(DType::float32));
     }
-    const Array &output = runs_.front().output;
+    const Array &output = outputs.front();
     const bool is_batch = output.size() > model_output_.size();
-    if (runs_.size() == 1 && !is_batch) return output;
+    if (outputs.size() == 1 && !is_batch) return output;
     const float *conditional = output.as<float>();
     combine(conditional,
-            is_batch ? conditional + model_output_.size() : runs_.back().output.as<float>());
+            is_batch ? conditional + model_output_.size() : outputs.back().as<float>());
     return model_output_;
 }
 

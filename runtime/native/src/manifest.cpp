@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <unordered_set>
 
 #include "error.h"
@@ -215,7 +216,9 @@ void check_schedules(const Manifest &manifest) {
 
 }  // namespace
 
-bool is_denoiser(std::string_view name) { return name == "unet" || name == "transformer"; }
+bool is_denoiser(std::string_view name) {
+    return std::find(std::begin(kDenoisers), std::end(kDenoisers), name) != std::end(kDenoisers);
+}
 
 bool is_decoder(std::string_view name) { return name == kVaeDecoder || name == kPreviewDecoder; }
 

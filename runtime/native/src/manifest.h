@@ -35,7 +35,10 @@ constexpr const char *kPreviewDecoder = "preview_decoder";
 // What TensorRecord.unconditional may be.
 constexpr const char *kZeros = "zeros";
 
-// Whether a component of this name is one; a bundle has one denoiser.
+// A bundle has one of them.
+constexpr const char *kDenoisers[] = {"unet", "transformer"};
+
+// Whether a component of this name is one.
 bool is_denoiser(std::string_view name);
 bool is_decoder(std::string_view name);
 

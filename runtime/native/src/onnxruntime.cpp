@@ -4,6 +4,7 @@
 #include <onnxruntime_session_options_config_keys.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
 #include <new>
 #include <string_view>
@@ -20,31 +21,37 @@ constexpr uint32_t kOrtApiVersion = 20;
 // What people call the execution providers, and onnxruntime's names of them.
 constexpr struct {
     const char *name;
-    const char *type;
+    const char *full_name;
+    const char *appended;  // what SessionOptionsAppendExecutionProvider calls it
 } kProviders[] = {
-    {"cpu", "CPU"},           {"cuda", "CUDA"},     {"tensorrt", "Tensorrt"},
-    {"openvino", "OpenVINO"}, {"coreml", "CoreML"}, {"migraphx", "MIGraphX"},
-    {"rocm", "ROCM"},         {"qnn", "QNN"},       {"webgpu", "WebGpu"},
-    {"xnnpack", "Xnnpack"},   {"directml", "Dml"},
+    {"cpu", "CPUExecutionProvider", ""},
+    {"cuda", "CUDAExecutionProvider", ""},
+    {"tensorrt", "TensorrtExecutionProvider", ""},
+    {"openvino", "OpenVINOExecutionProvider", "OpenVINO"},
+    {"coreml", "CoreMLExecutionProvider", "CoreML"},
+    {"qnn", "QNNExecutionProvider", "QNN"},
+    {"webgpu", "WebGpuExecutionProvider", "WebGPU"},
+    {"xnnpack", "XnnpackExecutionProvider", "XNNPACK"},
+    {"directml", "DmlExecutionProvider", "DML"},
+    {"azure", "AzureExecutionProvider", "AZURE"},
 };
 constexpr int32_t kProviderError = MUTOSCOPE_ERROR_EXECUTION_PROVIDER;
-constexpr std::string_view kSuffix = "ExecutionProvider";
 
-// onnxruntime's name without its ending: "CUDA" for "cuda" and for "CUDAExecutionProvider".
-std::string find_type(const std::string &name) {
+std::string shorten(const std::string &name) {
     for (const auto &provider : kProviders) {
-        if (name == provider.name) return provider.type;
+        if (name == provider.full_name) return provider.name;
     }
-    const size_t end = name.rfind(kSuffix);
-    return end == name.npos ? name : name.substr(0, end);
+    return name;
 }
 
-std::string shorten(const std::string &full_name) {
-    const std::string type = find_type(full_name);
+// The name to append an execution provider by, of one that was found.
+std::string find_appended(const std::string &name) {
+    constexpr std::string_view suffix = "ExecutionProvider";
     for (const auto &provider : kProviders) {
-        if (type == provider.type) return provider.name;
+        if (name == provider.name) return provider.appended;
     }
-    return full_name;
+    const size_t end = name.rfind(suffix);
+    return end == name.npos ? name : name.substr(0, end);
 }
 
 // The library prints nothing; what went wrong is in the status.
@@ -64,10 +71,15 @@ void Onnxruntime::EnvDeleter::operator()(OrtEnv *env) const {
 
 Onnxruntime::Onnxruntime() : api_(nullptr), env_(nullptr, EnvDeleter{nullptr}) {
     const OrtApiBase *base = OrtGetApiBase();
-    api_ = base->GetApi(kOrtApiVersion);
+    // GetApi itself prints a line where the version is too old.
+    const std::string version = base->GetVersionString();
+    const bool is_known =
+        std::strtoul(version.c_str(), nullptr, 10) > 1 ||
+        std::strtoul(version.c_str() + version.find('.') + 1, nullptr, 10) >= kOrtApiVersion;
+    if (is_known) api_ = base->GetApi(kOrtApiVersion);
     if (api_ == nullptr) {
-        throw EngineError(std::string("onnxruntime is of version ") + base->GetVersionString() +
-                          "; it must be at least 1." + std::to_string(kOrtApiVersion));
+        throw EngineError("onnxruntime is of version " + version + "; it must be at least 1." +
+                          std::to_string(kOrtApiVersion));
     }
     OrtEnv *env = nullptr;
     const std::lock_guard<std::mutex> lock(env_mutex);
@@ -167,7 +179,7 @@ void add_provider(const Onnxruntime &onnxruntime, OrtSessionOptions *options,
         add_tensorrt(onnxruntime, options, keys, values);
         return add_cuda(onnxruntime, options, {}, {});
     }
-    const std::string type = find_type(name);
+    const std::string type = find_appended(name);
     onnxruntime.check(onnxruntime.api().SessionOptionsAppendExecutionProvider(
                           options, type.c_str(), keys.data(), values.data(), keys.size()),
                       "execution provider " + quote(name) + " does not start on this machine",

@@ -19,13 +19,19 @@ uint64_t draw_seed() { return std::random_device()(); }
 }  // namespace
 
 Pipeline::Use::Use(Pipeline &pipeline) : pipeline_(pipeline) {
-    if (pipeline.is_busy_.exchange(true)) {
+    const std::lock_guard<std::mutex> lock(pipeline.mutex_);
+    if (pipeline.is_busy_) {
         throw Error(MUTOSCOPE_ERROR_BUSY,
                     "the pipeline is in use: wait for the other call, or open another pipeline");
     }
+    pipeline.is_busy_ = true;
+    pipeline.is_cancelled_ = false;
 }
 
-Pipeline::Use::~Use() { pipeline_.is_busy_ = false; }
+Pipeline::Use::~Use() {
+    const std::lock_guard<std::mutex> lock(pipeline_.mutex_);
+    pipeline_.is_busy_ = false;
+}
 
 Pipeline::Pipeline(const std::string &bundle_path, const PipelineOptions &options)
     : options_(options),
@@ -44,15 +50,14 @@ void Pipeline::load() {
     }
 }
 
-std::vector<Token> Pipeline::tokenize(const std::string &tokenizer, std::string_view text) {
+std::vector<Token> Pipeline::tokenize(const char *tokenizer, std::string_view text) {
     const auto &tokenizers = bundle_.manifest().tokenizers;
     if (tokenizers.empty()) {
         throw ParameterError("this bundle has no tokenizer: it makes a video of an image alone");
     }
     Timings timings;
-    return conditions_
-        .load_tokenizer(tokenizer.empty() ? tokenizers.front().first : tokenizer, timings)
-        .encode(text);
+    const std::string source = tokenizer == nullptr ? tokenizers.front().first : tokenizer;
+    return conditions_.load_tokenizer(source, timings).encode(text);
 }
 
 Generation Pipeline::prepare(const Request &request, Timings &timings) {
@@ -62,8 +67,7 @@ Generation Pipeline::prepare(const Request &request, Timings &timings) {
     generation.passes = read_prompts(request, generation.settings, timings);
     generation.is_batched = request.is_batched;
     if (request.is_batched) check_batched(bundle_.find_component(components_.denoiser()));
-    check_picture(bundle_.manifest(), request.picture);
-    generation.picture = request.picture;
+    generation.values = make_values(bundle_.manifest(), generation.settings, request.picture);
     generation.latents = request.latents;
     const auto &decoder = bundle_.find_component(kVaeDecoder).decoder;
     generation.decode_plan = plan_decode(
@@ -104,50 +108,31 @@ void Pipeline::check_cancelled(bool goes_on, const std::string &where) const {
 
 void Pipeline::cancel() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (control_ == nullptr) return;
+    if (!is_busy_) return;
     is_cancelled_ = true;
-    control_->stop();
+    if (control_ != nullptr) control_->stop();
+}
+
+void Pipeline::set_control(RunControl *control) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    control_ = control;
 }
 
 void Pipeline::generate(Generation generation, const Callbacks &callbacks, Timings &timings) {
     RunControl control(onnxruntime_, options_.engine);
-    const auto set_control = [&](RunControl *value) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        control_ = value;
-        is_cancelled_ = false;
-    };
     struct Running {
-        const decltype(set_control) &set;
-        ~Running() { set(nullptr); }
-    } const running{set_control};
+        Pipeline &pipeline;
+        ~Running() {
+            pipeline.set_control(nullptr);
+            // After a failure too, nothing stays that was to be released.
+            if (pipeline.options_.engine.low_memory) pipeline.unload();
+        }
+    } const running{*this};
     set_control(&control);
-    const RunContext context{control, timings};
-    const Settings &settings = generation.settings;
+    // A cancel that came before found no run to stop.
+    check_cancelled(true, "");
     try {
-        // One stream, as in diffusers: the noise of the encoders, of the start, of the steps.
-        NoiseGenerator generator(generation.seed);
-        std::vector<Values> &passes = generation.passes;
-        conditions_.encode(
-            passes, make_values(bundle_.manifest(), settings, generation.picture), generator,
-            context, [&](int done, int total) {
-                check_cancelled(
-                    callbacks.on_progress(MUTOSCOPE_STAGE_ENCODING, done, total, nullptr),
-                    "encoder " + std::to_string(done) + " of " + std::to_string(total));
-            });
-        const Array clean = run_denoiser(generation, passes, generator, callbacks, context);
-        const DecodeCallbacks decoding{
-            [&](int done, int total) {
-                check_cancelled(
-                    callbacks.on_progress(MUTOSCOPE_STAGE_DECODING, done, total, nullptr),
-                    "run " + std::to_string(done) + " of " + std::to_string(total));
-            },
-            [&](int frame_index, const uint8_t *pixels) {
-                check_cancelled(callbacks.on_frame(frame_index, pixels),
-                                "frame " + std::to_string(frame_index + 1));
-            }};
-        decode_latents(bundle_, components_, clean, generation.decode_plan,
-                       {settings.num_frames, settings.height, settings.width, 3}, decoding,
-                       context);
+        run_components(generation, callbacks, {control, timings});
     } catch (const Error &error) {
         // onnxruntime calls it a failure when it is told to stop.
         if (error.status() == MUTOSCOPE_ERROR_ENGINE) check_cancelled(true, "");
@@ -155,9 +140,32 @@ void Pipeline::generate(Generation generation, const Callbacks &callbacks, Timin
     }
 }
 
-Array Pipeline::run_denoiser(const Generation &generation, const std::vector<Values> &passes,
-                             NoiseGenerator &generator, const Callbacks &callbacks,
-                             const RunContext &context) {
+void Pipeline::run_components(Generation &generation, const Callbacks &callbacks,
+                              const RunContext &context) {
+    const Settings &settings = generation.settings;
+    const auto report = [&](int stage, const char *part, int done, int total) {
+        check_cancelled(
+            callbacks.on_progress(stage, done, total, nullptr),
+            std::string(part) + " " + std::to_string(done) + " of " + std::to_string(total));
+    };
+    // One stream, as in diffusers: the noise of the encoders, of the start, of the steps.
+    NoiseGenerator generator(generation.seed);
+    conditions_.encode(
+        generation.passes, generation.values, generator, context,
+        [&](int done, int total) { report(MUTOSCOPE_STAGE_ENCODING, "encoder", done, total); });
+    const Array clean = run_denoiser(generation, generator, callbacks, context);
+    const DecodeCallbacks decoding{
+        [&](int done, int total) { report(MUTOSCOPE_STAGE_DECODING, "run", done, total); },
+        [&](int frame_index, const uint8_t *pixels) {
+            check_cancelled(callbacks.on_frame(frame_index, pixels),
+                            "frame " + std::to_string(frame_index + 1));
+        }};
+    decode_latents(bundle_, components_, clean, generation.decode_plan,
+                   {settings.num_frames, settings.height, settings.width, 3}, decoding, context);
+}
+
+Array Pipeline::run_denoiser(const Generation &generation, NoiseGenerator &generator,
+                             const Callbacks &callbacks, const RunContext &context) {
     Timings &timings = context.timings;
     const Settings &settings = generation.settings;
     const LatentsRecord &record = bundle_.manifest().latents;
@@ -171,7 +179,7 @@ Array Pipeline::run_denoiser(const Generation &generation, const std::vector<Val
     Array clean;
     {
         const Stopwatch stopwatch(timings.seconds_sampler);
-        GuidedDenoiser predict(bundle_, components_, passes, settings.latents_shape,
+        GuidedDenoiser predict(bundle_, components_, generation.passes, settings.latents_shape,
                                settings.frame_guidance(), generation.is_batched, context);
         Array latents = Array::make(DType::float32, settings.latents_shape);
         if (generation.latents) {

@@ -36,7 +36,9 @@ struct Generation {
     bool is_batched = false;
     // What is known of the prompt and, with guidance, of the negative prompt.
     std::vector<Values> passes;
-    std::optional<Picture> picture;
+    // What else is known before any component runs: sizes, conditions, the picture as graphs take
+    // it.
+    Values values;
     std::optional<Array> latents;
     DecodePlan decode_plan;
 };
@@ -54,13 +56,14 @@ public:
     // Load all that a generation runs; with low memory, nothing.
     void load();
     void unload() { components_.unload_all(); }
-    std::vector<Token> tokenize(const std::string &tokenizer, std::string_view text);
+    // tokenizer: its source; null: the first.
+    std::vector<Token> tokenize(const char *tokenizer, std::string_view text);
 
     // Check a request; nothing but the tokenizers is loaded. Raises ParameterError.
     Generation prepare(const Request &request, Timings &timings);
     // Raises BundleError, EngineError, ScheduleError, or Error with MUTOSCOPE_ERROR_CANCELLED.
     void generate(Generation generation, const Callbacks &callbacks, Timings &timings);
-    // Stop the generation that runs; may be called from any thread.
+    // Stop the call that holds the pipeline, if it generates; may be called from any thread.
     void cancel();
 
     // Holds the pipeline for one call; raises Error with MUTOSCOPE_ERROR_BUSY.
@@ -76,12 +79,14 @@ public:
     };
 
 private:
+    void set_control(RunControl *control);
+    void run_components(Generation &generation, const Callbacks &callbacks,
+                        const RunContext &context);
     std::vector<Values> read_prompts(const Request &request, const Settings &settings,
                                      Timings &timings);
     void check_cancelled(bool goes_on, const std::string &where) const;
-    Array run_denoiser(const Generation &generation, const std::vector<Values> &passes,
-                       NoiseGenerator &generator, const Callbacks &callbacks,
-                       const RunContext &context);
+    Array run_denoiser(const Generation &generation, NoiseGenerator &generator,
+                       const Callbacks &callbacks, const RunContext &context);
 
     Onnxruntime onnxruntime_;
     PipelineOptions options_;
@@ -89,10 +94,10 @@ private:
     Components components_;
     ConditionEncoder conditions_;
 
-    std::atomic<bool> is_busy_{false};
     std::atomic<bool> is_cancelled_{false};
-    std::mutex mutex_;               // of control_
-    RunControl *control_ = nullptr;  // of the generation that runs
+    std::mutex mutex_;  // of what follows
+    bool is_busy_ = false;
+    RunControl *control_ = nullptr;  // of the generation that runs graphs
 };
 
 }  // namespace mutoscope

@@ -5,26 +5,12 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
-#include <utility>
 #include <vector>
 
 #include "array.h"
+#include "ordered.h"
 
 namespace mutoscope {
-
-// A JSON object whose keys are data, in the order of the file.
-template <typename T>
-using Ordered = std::vector<std::pair<std::string, T>>;
-
-// The value of a key, or null.
-template <typename T>
-const T *find(const Ordered<T> &values, std::string_view key) {
-    for (const auto &[name, value] : values) {
-        if (name == key) return &value;
-    }
-    return nullptr;
-}
 
 // Size and digest of one file of the bundle.
 struct FileRecord {

@@ -9,6 +9,8 @@ namespace mutoscope {
 namespace {
 
 constexpr int32_t kMaxRank = 16;
+// onnxruntime waits for ever where the system refuses it a thread.
+constexpr int32_t kMaxThreads = 1024;
 constexpr int64_t kMaxElements = int64_t{1} << 48;
 // More than any bundle has inputs, few enough that a count which was never set is seen.
 constexpr uint64_t kMaxCount = 4096;
@@ -140,6 +142,11 @@ PipelineOptions read_options(const mutoscope_pipeline_params &params) {
     if (params.num_threads < 0) {
         throw ParameterError("num_threads is " + std::to_string(params.num_threads) +
                              "; it must be at least 1: use 1");
+    }
+    if (params.num_threads > kMaxThreads) {
+        throw ParameterError("num_threads is " + std::to_string(params.num_threads) +
+                             "; it must be at most " + std::to_string(kMaxThreads) +
+                             ": use the number of cores");
     }
     if (params.memory != MUTOSCOPE_MEMORY_NORMAL && params.memory != MUTOSCOPE_MEMORY_LOW) {
         throw ParameterError("memory is " + std::to_string(params.memory) +

@@ -53,18 +53,11 @@ double check_frame_rate(double value) {
 std::vector<std::pair<std::string, double>> check_conditions(
     const Manifest &manifest, const std::vector<std::pair<std::string, double>> &given) {
     std::vector<std::pair<std::string, double>> values;
-    std::vector<std::string> known;
     for (const auto &[name, record] : manifest.conditions) {
         values.emplace_back(name, record.default_value);
-        known.push_back(name);
     }
     for (const auto &[name, value] : given) {
-        const auto index = std::find(known.begin(), known.end(), name) - known.begin();
-        if (index == static_cast<std::ptrdiff_t>(known.size())) {
-            throw ParameterError("condition " + quote(name) +
-                                 " is not one that this bundle takes: " +
-                                 (known.empty() ? "it takes none" : "use some of " + join(known)));
-        }
+        const size_t index = find_condition(manifest, name);
         check_number("condition " + name, value);
         manifest.conditions[index].second.check("condition " + name, value);
         values[index].second = value;
@@ -98,15 +91,25 @@ void take_size_of_latents(const Manifest &manifest, Wishes &wishes) {
 
 int check_size(const LimitRecord &limit, const std::string &name, int64_t value) {
     limit.check(name, value);
-    // A bundle may have no maximum of its own.
-    if (value > INT32_MAX) {
-        throw ParameterError(name + " is " + std::to_string(value) + "; it must be at most " +
+    // A bundle may allow more than there can be.
+    if (value < 1 || value > INT32_MAX) {
+        throw ParameterError(name + " is " + std::to_string(value) + "; it must be from 1 to " +
                              std::to_string(INT32_MAX));
     }
     return static_cast<int>(value);
 }
 
 }  // namespace
+
+size_t find_condition(const Manifest &manifest, const std::string &name) {
+    const auto &conditions = manifest.conditions;
+    for (size_t i = 0; i < conditions.size(); ++i) {
+        if (conditions[i].first == name) return i;
+    }
+    throw ParameterError(
+        "condition " + quote(name) + " is not one that this bundle takes: " +
+        (conditions.empty() ? "it takes none" : "use some of " + join_names(conditions)));
+}
 
 std::vector<float> Settings::frame_guidance() const {
     const auto count = static_cast<size_t>(latents_shape[2]);

@@ -41,6 +41,9 @@ struct Settings {
     bool uses_guidance() const;
 };
 
+// Where the manifest has a condition; raises ParameterError, which names those there are.
+size_t find_condition(const Manifest &manifest, const std::string &name);
+
 // Raises ParameterError; the message names a value that is allowed.
 Settings make_settings(const Bundle &bundle, const Wishes &wishes);
 

@@ -5,23 +5,6 @@
 namespace mutoscope {
 namespace {
 
-// The length of the UTF-8 sequence at `position`, or 0 where there is none.
-size_t find_sequence(std::string_view text, size_t position) {
-    const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[position + i]); };
-    const unsigned char lead = byte(0);
-    const size_t length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-    if (length == 0 || lead > 0xF4 || position + length > text.size()) return 0;
-    for (size_t i = 1; i < length; ++i) {
-        if ((byte(i) & 0xC0) != 0x80) return 0;
-    }
-    // Overlong forms, surrogates, beyond U+10FFFF.
-    if ((lead == 0xE0 && byte(1) < 0xA0) || (lead == 0xED && byte(1) > 0x9F) ||
-        (lead == 0xF0 && byte(1) < 0x90) || (lead == 0xF4 && byte(1) > 0x8F)) {
-        return 0;
-    }
-    return length;
-}
-
 void append_escape(std::string &out, unsigned char byte) {
     char escape[5];
     std::snprintf(escape, sizeof escape, "\\x%02x", byte);
@@ -54,6 +37,22 @@ void append_quoted(std::string &out, unsigned char byte, char mark) {
 }
 
 }  // namespace
+
+size_t find_sequence(std::string_view text, size_t position) {
+    const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[position + i]); };
+    const unsigned char lead = byte(0);
+    const size_t length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+    if (length == 0 || lead > 0xF4 || length > text.size() - position) return 0;
+    for (size_t i = 1; i < length; ++i) {
+        if ((byte(i) & 0xC0) != 0x80) return 0;
+    }
+    // Overlong forms, surrogates, beyond U+10FFFF.
+    if ((lead == 0xE0 && byte(1) < 0xA0) || (lead == 0xED && byte(1) > 0x9F) ||
+        (lead == 0xF0 && byte(1) < 0x90) || (lead == 0xF4 && byte(1) > 0x8F)) {
+        return 0;
+    }
+    return length;
+}
 
 std::string quote(std::string_view text) {
     const bool has_single = text.find('\'') != text.npos;

@@ -9,6 +9,9 @@
 
 namespace mutoscope {
 
+// The length of the UTF-8 sequence at a position that text has; 0 where there is none.
+size_t find_sequence(std::string_view text, size_t position);
+
 // As Python's repr: 'ddim'; control characters and invalid UTF-8 are escaped.
 std::string quote(std::string_view text);
 

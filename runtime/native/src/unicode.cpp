@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include "error.h"
+#include "text.h"
 #include "unicode_tables.h"
 
 namespace mutoscope {
@@ -39,29 +40,14 @@ const Entry *find_entry(const Entry (&entries)[N], char32_t composed) {
     return found != entries + N && found->composed == composed ? found : nullptr;
 }
 
-// How many bytes the character has whose first one this is; 0 if none has.
-size_t get_utf8_length(unsigned char first) {
-    if (first < 0x80) return 1;
-    if (first >= 0xC2 && first < 0xE0) return 2;
-    if (first >= 0xE0 && first < 0xF0) return 3;
-    return first >= 0xF0 && first < 0xF5 ? 4 : 0;
-}
-
-// Decodes the character that begins at position and moves position behind it; false if it is none.
 bool decode_character(std::string_view text, size_t &position, char32_t &character) {
-    constexpr std::array<char32_t, 5> kFirstOfLength = {0, 0, 0x80, 0x800, 0x10000};
-    const auto first = static_cast<unsigned char>(text[position]);
-    const size_t length = get_utf8_length(first);
-    if (length == 0 || length > text.size() - position) return false;
-    character = length == 1 ? first : first & (0x7Fu >> length);
-    for (size_t i = 1; i < length; ++i) {
-        const auto byte = static_cast<unsigned char>(text[position + i]);
-        if ((byte & 0xC0u) != 0x80u) return false;
-        character = (character << 6) | (byte & 0x3Fu);
-    }
+    const size_t length = find_sequence(text, position);
+    if (length == 0) return false;
+    const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[position + i]); };
+    character = length == 1 ? byte(0) : byte(0) & (0x7Fu >> length);
+    for (size_t i = 1; i < length; ++i) character = (character << 6) | (byte(i) & 0x3Fu);
     position += length;
-    return character >= kFirstOfLength[length] && character <= 0x10FFFF &&
-           !(character >= 0xD800 && character <= 0xDFFF);
+    return true;
 }
 
 }  // namespace

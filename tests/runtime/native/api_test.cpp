@@ -1,9 +1,12 @@
 // The public header as a program uses it, for sanitizers and valgrind: every function, every
 // status, and the recorded generations. argv: the folder of record_cases.py.
 #include <cmath>
+#include <exception>
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -11,6 +14,7 @@
 #include "check.h"
 
 using cases::Case;
+using cases::OwnBundle;
 using cases::Params;
 using cases::Pipeline;
 
@@ -83,31 +87,10 @@ int32_t on_frame(const mutoscope_frame *frame, void *user_data) {
     return ++counter.num_calls == counter.cancels_at ? MUTOSCOPE_CANCEL : MUTOSCOPE_CONTINUE;
 }
 
-// A copy of the bundle of texts that a test may damage.
-class OwnBundle {
-public:
-    OwnBundle() {
-        path_ = std::filesystem::temp_directory_path() /
-                ("mutoscope-api-test-" + std::to_string(reinterpret_cast<uintptr_t>(this)));
-        std::filesystem::remove_all(path_);
-        std::filesystem::copy(folder() + "/text", path_, std::filesystem::copy_options::recursive);
-    }
-    ~OwnBundle() { std::filesystem::remove_all(path_); }
-    OwnBundle(const OwnBundle &) = delete;
-    OwnBundle &operator=(const OwnBundle &) = delete;
-
-    std::string path(const std::string &name = "") const { return (path_ / name).string(); }
-
-    void replace(const std::string &name, const std::string &old, const std::string &now) const {
-        std::string text = cases::read_file(path(name));
-        const size_t place = text.find(old);
-        CHECK(place != std::string::npos);
-        cases::write_file(path(name), text.replace(place, old.size(), now));
-    }
-
-private:
-    std::filesystem::path path_;
-};
+template <typename Shown, typename Thrown>
+int32_t throw_from(const Shown *, void *) {
+    throw Thrown{};
+}
 
 int32_t open_path(const std::string &path) {
     mutoscope_pipeline *pipeline = nullptr;
@@ -229,6 +212,26 @@ TEST(a_callback_must_not_generate) {
     CHECK_EQUAL(again.status, MUTOSCOPE_ERROR_BUSY);
 }
 
+TEST(a_callback_that_throws_cancels) {
+    const Pipeline pipeline = open_case("plain");
+    Params params(folder(), cases::find_case(folder(), "plain"));
+    const auto check = [&] {
+        CHECK_FAILED(generate(pipeline, params.params).status, MUTOSCOPE_ERROR_ARGUMENT,
+                     "a callback threw an exception");
+    };
+    for (const auto callback :
+         {throw_from<mutoscope_progress, std::exception>,
+          throw_from<mutoscope_progress, std::bad_alloc>, throw_from<mutoscope_progress, int>}) {
+        params.params.progress_callback = callback;
+        check();
+    }
+    params.params.progress_callback = nullptr;
+    params.params.frame_callback = throw_from<mutoscope_frame, std::exception>;
+    check();
+    params.params.frame_callback = nullptr;
+    CHECK_EQUAL(generate(pipeline, params.params).status, MUTOSCOPE_OK);
+}
+
 TEST(questions_are_answered) {
     const Pipeline pipeline = open_case("plain");
     mutoscope_bundle_info info;
@@ -311,7 +314,7 @@ TEST(a_bad_bundle_is_refused) {
     CHECK_FAILED(open_path(folder()), MUTOSCOPE_ERROR_BUNDLE, "has no manifest.json");
     CHECK_FAILED(open_path(folder() + "/cases.txt"), MUTOSCOPE_ERROR_BUNDLE, "is a file");
     const auto check = [](const char *old, const char *now, const char *part) {
-        const OwnBundle bundle;
+        const OwnBundle bundle(folder());
         bundle.replace("manifest.json", old, now);
         CHECK_FAILED(open_path(bundle.path()), MUTOSCOPE_ERROR_BUNDLE, part);
     };
@@ -322,7 +325,7 @@ TEST(a_bad_bundle_is_refused) {
     check("\"source\": \"timestep\"", "\"source\": \"motion\"", "does not know");
     const std::string manifest = cases::read_file(folder() + "/text/manifest.json");
     for (size_t length = 0; length < manifest.size(); length += 97) {
-        const OwnBundle bundle;
+        const OwnBundle bundle(folder());
         cases::write_file(bundle.path("manifest.json"), manifest.substr(0, length));
         CHECK_FAILED(open_path(bundle.path()), MUTOSCOPE_ERROR_BUNDLE, "is not valid JSON");
     }
@@ -331,7 +334,7 @@ TEST(a_bad_bundle_is_refused) {
 TEST(a_bad_file_is_refused_when_it_is_read) {
     for (const char *name : {"unet/model.onnx", "vae_decoder/model.onnx", "text_encoder/model.onnx",
                              "schedules/ddim_4.json", "tokenizer/tokenizer.json"}) {
-        const OwnBundle bundle;
+        const OwnBundle bundle(folder());
         std::string data = cases::read_file(bundle.path(name));
         data[data.size() / 2] ^= 1;
         cases::write_file(bundle.path(name), data);
@@ -342,7 +345,7 @@ TEST(a_bad_file_is_refused_when_it_is_read) {
         std::filesystem::remove(bundle.path(name));
         CHECK_FAILED(generate_path(bundle.path()), MUTOSCOPE_ERROR_BUNDLE, name);
     }
-    const OwnBundle bundle;
+    const OwnBundle bundle(folder());
     bundle.replace("manifest.json", "\"dtype\": \"int64\",\n     \"shape\": []",
                    "\"dtype\": \"float32\",\n     \"shape\": []");
     CHECK_FAILED(generate_path(bundle.path()), MUTOSCOPE_ERROR_ENGINE, "export again");

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -129,6 +130,32 @@ private:
     const int64_t shape_[3] = {20, 30, 3};
     mutoscope_array image_{};
     mutoscope_number condition_{};
+};
+
+// A copy of the bundle of texts that a test may damage.
+class OwnBundle {
+public:
+    explicit OwnBundle(const std::string &folder) {
+        path_ = std::filesystem::temp_directory_path() /
+                ("mutoscope-test-" + std::to_string(reinterpret_cast<uintptr_t>(this)));
+        std::filesystem::remove_all(path_);
+        std::filesystem::copy(folder + "/text", path_, std::filesystem::copy_options::recursive);
+    }
+    ~OwnBundle() { std::filesystem::remove_all(path_); }
+    OwnBundle(const OwnBundle &) = delete;
+    OwnBundle &operator=(const OwnBundle &) = delete;
+
+    std::string path(const std::string &name = "") const { return (path_ / name).string(); }
+
+    void replace(const std::string &name, const std::string &old, const std::string &now) const {
+        std::string text = read_file(path(name));
+        const size_t place = text.find(old);
+        if (place == std::string::npos) throw std::runtime_error(name + " has no " + old);
+        write_file(path(name), text.replace(place, old.size(), now));
+    }
+
+private:
+    std::filesystem::path path_;
 };
 
 // Whether frames are those of Python, within 1 of 255.

@@ -11,7 +11,7 @@ onnxruntime_folder=$(dirname "$onnxruntime")
 check_runs() {
     # Without a bundle it says how it is called.
     local code=0
-    LD_LIBRARY_PATH="$prefix/lib:$onnxruntime_folder" "$1" 2>"$folder/said" || code=$?
+    LD_LIBRARY_PATH="$libdir:$onnxruntime_folder" "$1" 2>"$folder/said" || code=$?
     if [ "$code" != 2 ] || ! grep -q "^usage:" "$folder/said"; then
         echo "$1 exited with $code: $(cat "$folder/said")" >&2
         exit 1
@@ -19,6 +19,11 @@ check_runs() {
 }
 
 "$cmake" --install "$build" --prefix "$prefix" >"$folder/log"
+libdir=$(dirname "$(find "$prefix" -name libmutoscope.so)")
+if objdump -p "$libdir/libmutoscope.so" | grep -q "VERS_"; then
+    echo "libmutoscope.so loads with one version of onnxruntime alone" >&2
+    exit 1
+fi
 mkdir "$folder/project"
 cp "$program" "$folder/project/program.c"
 cat >"$folder/project/CMakeLists.txt" <<'END'
@@ -30,7 +35,7 @@ target_link_libraries(with_shared PRIVATE mutoscope::mutoscope)
 add_executable(with_static program.c)
 target_link_libraries(with_static PRIVATE mutoscope::mutoscope_static)
 END
-"$cmake" -S "$folder/project" -B "$folder/build" -DCMAKE_PREFIX_PATH="$prefix" \
+"$cmake" -S "$folder/project" -B "$folder/build" -Dmutoscope_DIR="$libdir/cmake/mutoscope" \
     -DONNXRUNTIME_LIBRARY="$onnxruntime" >"$folder/log" || { cat "$folder/log"; exit 1; }
 "$cmake" --build "$folder/build" >"$folder/log" || { cat "$folder/log"; exit 1; }
 check_runs "$folder/build/with_shared"
@@ -41,8 +46,7 @@ if ! command -v pkg-config >/dev/null; then
     echo "pkg-config is not installed: not checked"
     exit 0
 fi
-libdir=$(dirname "$(find "$prefix" -name mutoscope.pc)")
-export PKG_CONFIG_PATH="$libdir"
+export PKG_CONFIG_PATH="$libdir/pkgconfig"
 read -ra flags <<<"$(pkg-config --cflags --libs mutoscope)"
 cc -o "$folder/by_pkg_config" "$program" "${flags[@]}" -Wl,-rpath-link,"$onnxruntime_folder"
 check_runs "$folder/by_pkg_config"

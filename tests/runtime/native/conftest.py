@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH
 from mutoscope.runtime.native import Library, NativePipeline
 from mutoscope.runtime.pipeline import VideoPipeline
 from tests.conftest import MakeOnce
@@ -53,9 +54,13 @@ def python(text_bundle: Path) -> Iterator[VideoPipeline]:
         yield pipeline
 
 
-def calibrate_quickly(path: Path) -> None:
-    """Give a bundle the int8 variants of its components, as little calibrated as is possible."""
+def calibrate_quickly(path: Path, **sampling: int) -> None:
+    """Give a bundle the int8 variants of its components, as little calibrated as is possible.
+
+    The sampling is that of the clip it is calibrated with: see SamplingOptions.
+    """
     from mutoscope.calibration.calibrate import CalibrationOptions, calibrate_bundle
+    from mutoscope.calibration.samples import SamplingOptions
     from mutoscope.engines.options import EngineOptions
     from mutoscope.runtime.bundle import Bundle
     from tests.calibration.small_calibration import ANY_DB, COMPONENTS, PROMPTS, make_up_times
@@ -68,6 +73,7 @@ def calibrate_quickly(path: Path) -> None:
         min_psnr_db=ANY_DB,
         num_samples=1,
         prompts=prompts,
+        sampling=SamplingOptions(**sampling),
         engine=EngineOptions(num_threads=1),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -88,3 +94,15 @@ def int8_bundle(make_once: MakeOnce) -> Path:
         return path
 
     return make_once("native-int8", fill)
+
+
+@pytest.fixture(scope="session")
+def shipped_int8_bundle(make_once: MakeOnce) -> Path:
+    """The shipped bundle with int8 variants of its three components."""
+
+    def fill(folder: Path) -> Path:
+        path = Path(shutil.copytree(DEFAULT_BUNDLE_PATH, folder / "bundle"))
+        calibrate_quickly(path, num_inference_steps=2, num_frames=4, height=32, width=32)
+        return path
+
+    return make_once("native-shipped-int8", fill)

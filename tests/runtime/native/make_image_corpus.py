@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,6 +25,8 @@ from mutoscope.runtime.image_records import IMAGE_FILTERS, ImageOperation, Image
 from mutoscope.runtime.images import prepare_image
 from mutoscope.runtime.json_records import write_record
 
+# The two passes of resizing were in another order before.
+MIN_PILLOW = 13
 # Height and width: the smallest, odd ones, portrait, landscape, extreme.
 IMAGE_SIZES = (
     (1, 1),
@@ -142,4 +145,6 @@ def _write_case(
 
 
 if __name__ == "__main__":
+    if int(PIL.__version__.partition(".")[0]) < MIN_PILLOW:
+        sys.exit(f"Pillow is {PIL.__version__}; the library resizes as from {MIN_PILLOW} on")
     print(f"{write_corpus(Path(sys.argv[1]))} cases")

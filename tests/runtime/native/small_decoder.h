@@ -19,7 +19,7 @@ constexpr int64_t kChannels = 4;
 constexpr double kEpsilon = 1e-6;
 
 inline Array make_array(int64_t channels, int64_t height, int64_t width) {
-    return Array::make(DType::float32, {1, channels, height, width});
+    return Array::make_zeros(DType::float32, {1, channels, height, width});
 }
 
 inline Array make_latents(int64_t height, int64_t width) {

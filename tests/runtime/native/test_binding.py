@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import inspect
-import os
 import shutil
 import subprocess
-import sys
 from ctypes import CDLL
 from pathlib import Path
 
 import pytest
 
 import mutoscope.runtime.native.library as library_module
-from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.errors import MissingExtraError
-from mutoscope.runtime.native import Library, NativeError, NativePipeline
-from mutoscope.runtime.native.arguments import GenerateArguments
+from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH, Bundle
+from mutoscope.runtime.errors import BundleError, MissingExtraError
+from mutoscope.runtime.native import Library, NativeError, NativePipeline, NativeProgress
+from mutoscope.runtime.native.arguments import GenerateArguments, decode_text
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.settings import make_settings
 from tests.runtime.hand_made_bundle import write_manifest
 from tests.runtime.native.native_bundles import read_manifest
+from tests.runtime.native.programs import run_python
 
 # What a program of Python would load; the library has its own onnxruntime and tokenizer.
 NEVER = ("onnxruntime", "tokenizers", "PIL", "av", "torch", "onnx")
-
-
-def run_python(code: str, *arguments: object, **environment: str) -> str:
-    """Run code in a fresh interpreter and return all that it and the library print."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def test_a_generation_needs_neither_onnxruntime_nor_tokenizers_of_python(
@@ -185,17 +171,56 @@ def test_timings_and_memory_are_measured(native: NativePipeline) -> None:
     assert min(parts) > 0
     assert sum(parts) < timings.seconds_total
     assert 2**20 < video.resident_bytes <= video.peak_resident_bytes
-    again = native.generate("a red circle", seed=1)
-    assert again.timings.seconds_load < timings.seconds_load
 
 
-def test_loading_ahead_and_unloading_change_no_frame(native: NativePipeline) -> None:
-    native.load()
-    loaded = native.generate("a", seed=1)
-    native.unload()
-    again = native.generate("a", seed=1)
+def test_loading_ahead_and_unloading_change_no_frame(library: Library, own_bundle: Path) -> None:
+    with NativePipeline.open(own_bundle, library=library, num_threads=1) as pipeline:
+        pipeline.load()
+        graph = own_bundle / "unet" / "model.onnx"
+        data = graph.read_bytes()
+        # What is loaded needs its file no more.
+        graph.write_bytes(bytes(len(data)))
+        loaded = pipeline.generate("a", seed=1)
+        pipeline.unload()
+        with pytest.raises(BundleError, match="does not match its sha256"):
+            pipeline.generate("a", seed=1)
+        graph.write_bytes(data)
+        again = pipeline.generate("a", seed=1)
     assert (loaded.frames == again.frames).all()
-    assert again.timings.seconds_load > loaded.timings.seconds_load
+
+
+def list_mapped(folder: Path) -> set[str]:
+    """The files of a folder that are part of this process's memory."""
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    paths = (line.partition("/")[2] for line in lines)
+    start = f"{folder.resolve()}/"[1:]
+    return {path.removeprefix(start) for path in paths if path.startswith(start)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_low_memory_frees_each_component_after_its_last_run(
+    library: Library, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(DEFAULT_BUNDLE_PATH, tmp_path / "bundle"))
+    weights = {f"{name}/model.onnx.data" for name in ("text_encoder", "unet", "vae_decoder")}
+    seen: dict[str, list[set[str]]] = {"encoding": [], "denoising": [], "decoding": []}
+
+    def on_progress(progress: NativeProgress) -> None:
+        seen[progress.stage].append(list_mapped(bundle) & weights)
+
+    with NativePipeline.open(bundle, library=library, num_threads=1, memory="low") as pipeline:
+        pipeline.generate(
+            "a red circle",
+            seed=1,
+            height=32,
+            width=32,
+            num_frames=1,
+            num_inference_steps=2,
+            on_progress=on_progress,
+        )
+        assert list_mapped(bundle) & weights == set()
+    assert seen["denoising"][0] == {"unet/model.onnx.data"}
+    assert seen["decoding"][0] <= {"vae_decoder/model.onnx.data"}
 
 
 def test_a_closed_pipeline_refuses_all_calls(library: Library, text_bundle: Path) -> None:
@@ -206,6 +231,42 @@ def test_a_closed_pipeline_refuses_all_calls(library: Library, text_bundle: Path
         pipeline.generate("a")
     with pytest.raises(NativeError, match="MUTOSCOPE_ERROR_ARGUMENT"):
         pipeline.cancel()
+
+
+def test_a_message_that_is_not_utf8_is_shown_with_escapes() -> None:
+    assert decode_text(b"a \xc3\xa9 \xff") == "a \u00e9 \\xff"
+    assert decode_text(None) == ""
+
+
+# Prints the status of the generation, and that Ctrl-C was seen.
+_INTERRUPTED = """
+import os, signal, sys, threading, time
+from mutoscope.runtime.native import NativePipeline
+kind = sys.argv[2]
+with NativePipeline.open(sys.argv[1], num_threads=1) as pipeline:
+    functions = pipeline._library.functions
+    generate = functions.mutoscope_generate
+    def watch(*arguments):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        status = generate(*arguments)
+        print(status)
+        return status
+    functions.mutoscope_generate = watch
+    callbacks = {} if kind == "none" else {kind: lambda *values: None}
+    try:
+        pipeline.generate(
+            "a", height=64, width=64, num_frames=8, num_inference_steps=50, **callbacks
+        )
+    except KeyboardInterrupt:
+        print("KeyboardInterrupt")
+    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+@pytest.mark.parametrize("kind", ["none", "on_progress", "on_frame"])
+def test_ctrl_c_stops_a_generation(library: Library, kind: str) -> None:
+    printed = run_python(_INTERRUPTED, DEFAULT_BUNDLE_PATH, kind, MUTOSCOPE_LIBRARY=library.path)
+    assert printed == "-7\nKeyboardInterrupt\nTrue\n"
 
 
 # ---- where the library is
@@ -220,21 +281,24 @@ def test_a_build_in_the_checkout_is_found(
     library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("MUTOSCOPE_LIBRARY", raising=False)
-    (tmp_path / "libmutoscope.so").symlink_to(library.path)
-    monkeypatch.setattr(library_module, "_BUILD_FOLDER", tmp_path)
-    assert Library().path == str(tmp_path / "libmutoscope.so")
+    built = tmp_path / "libmutoscope.so"
+    built.symlink_to(library.path)
+    monkeypatch.setattr(library_module, "_BUILT", built)
+    assert Library().path == str(built)
 
 
 @pytest.mark.parametrize("by_variable", [False, True])
 def test_a_library_that_is_not_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by_variable: bool
 ) -> None:
-    monkeypatch.setattr(library_module, "_BUILD_FOLDER", tmp_path)
+    monkeypatch.setattr(library_module, "_BUILT", tmp_path / "libmutoscope.so")
     monkeypatch.setattr(library_module, "_SONAME", "libmutoscope-of-nobody.so.1")
     monkeypatch.delenv("MUTOSCOPE_LIBRARY", raising=False)
     if by_variable:
         monkeypatch.setenv("MUTOSCOPE_LIBRARY", str(tmp_path / "absent.so"))
-    with pytest.raises(MissingExtraError, match=r"^libmutoscope cannot be loaded \(.*\): build it"):
+    with pytest.raises(
+        MissingExtraError, match=r"^libmutoscope cannot be loaded \(.*\): build it with make "
+    ):
         Library()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH
-from mutoscope.runtime.errors import CancelledError
+from mutoscope.runtime.errors import CancelledError, MutoscopeError
 from mutoscope.runtime.native import (
     Library,
     NativeError,
@@ -21,9 +23,11 @@ from mutoscope.runtime.native import (
     structs,
 )
 from mutoscope.runtime.native.pipeline import STAGES
-from tests.runtime.native.native_bundles import CHUNKS_LIMIT
+from tests.runtime.hand_made_bundle import write_manifest
+from tests.runtime.native.native_bundles import CHUNKS_LIMIT, TOKENIZER, read_manifest
 
 WAIT_SECONDS = 60.0
+ERROR_CANCELLED, ERROR_BUSY = -7, -9
 
 
 @pytest.fixture
@@ -203,6 +207,96 @@ def test_another_thread_cancels_and_the_next_generation_works(library: Library) 
         assert max(done) < 50
         again = pipeline.generate("a red circle", num_inference_steps=1, **arguments).frames
         np.testing.assert_array_equal(again, expected)
+
+
+def test_cancelling_stops_in_the_middle_of_a_step(library: Library) -> None:
+    started = threading.Event()
+    # With the number that was done, whether `cancel` had returned by then.
+    seen: list[tuple[int, bool]] = []
+    cancelled = threading.Event()
+    errors: list[MutoscopeError] = []
+
+    def on_progress(progress: NativeProgress) -> None:
+        if progress.stage == "denoising":
+            seen.append((progress.num_done, cancelled.is_set()))
+            started.set()
+
+    def run() -> None:
+        # A step of so many and such large frames takes half a second and more.
+        try:
+            pipeline.generate(
+                "a red circle",
+                seed=1,
+                height=128,
+                width=128,
+                num_frames=16,
+                num_inference_steps=8,
+                guidance_scale=1.0,
+                on_progress=on_progress,
+            )
+        except MutoscopeError as err:
+            errors.append(err)
+
+    with NativePipeline.open(DEFAULT_BUNDLE_PATH, library=library, num_threads=1) as pipeline:
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert started.wait(WAIT_SECONDS)
+        # Into the next step.
+        time.sleep(0.05)
+        pipeline.cancel()
+        cancelled.set()
+        thread.join(WAIT_SECONDS)
+    assert [type(err) for err in errors] == [CancelledError]
+    # A step that went on to its end would be shown.
+    assert seen
+    assert not any(after for _, after in seen)
+
+
+def test_cancelling_works_before_the_first_callback(library: Library, own_bundle: Path) -> None:
+    # White space that takes a while to read, before any graph runs.
+    tokenizer = own_bundle / TOKENIZER
+    tokenizer.write_text(tokenizer.read_text() + " " * 40_000_000)
+    write_manifest(own_bundle, read_manifest(own_bundle))
+    for _ in range(3):
+        # What was read stays.
+        with NativePipeline.open(own_bundle, library=library, num_threads=1) as pipeline:
+            assert cancel_as_soon_as_it_is_busy(library, pipeline) == ERROR_CANCELLED
+            assert pipeline.generate("a", seed=1).frames.any()
+
+
+def cancel_as_soon_as_it_is_busy(library: Library, pipeline: NativePipeline) -> int:
+    """The status of a generation that is cancelled once, while it prepares."""
+    functions, handle = library.functions, pipeline._handle
+    params = structs.GenerateParams()
+    functions.mutoscope_generate_params_init(params, ctypes.sizeof(params))
+    params.prompt = b"a"
+    cancelled = threading.Event()
+
+    def wait(_progress: object, _user_data: object) -> int:
+        # However late the other thread is, the generation does not end before.
+        return int(not cancelled.wait(WAIT_SECONDS))
+
+    params.progress_callback = structs.ProgressCallback(wait)
+    frames = np.zeros((6, 32, 48, 3), dtype=np.uint8)
+    pixels = frames.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+    statuses: list[int] = []
+
+    def run() -> None:
+        # The other thread's question can be in the way.
+        while not statuses or statuses[-1] == ERROR_BUSY:
+            statuses.append(
+                functions.mutoscope_generate(None, pixels, frames.nbytes, handle, params)
+            )
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while functions.mutoscope_pipeline_unload(handle) != ERROR_BUSY and thread.is_alive():
+        pass
+    time.sleep(0.01)
+    pipeline.cancel()
+    cancelled.set()
+    thread.join(WAIT_SECONDS)
+    return statuses[-1]
 
 
 def test_cancelling_where_nothing_runs_does_nothing(native: NativePipeline) -> None:

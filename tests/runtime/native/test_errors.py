@@ -71,6 +71,17 @@ LONG_PROMPT = "a red circle and a blue star and a green square and a red triangl
         {"seed": -1},
         {"seed": 2**64},
         {"guidance_passes": "together"},
+        {"num_frames": "4"},
+        {"num_frames": 1.5},
+        {"height": True},
+        {"width": [48]},
+        {"num_inference_steps": 4.0},
+        {"seed": "a"},
+        {"seed": 1.0},
+        {"guidance_scale": "x"},
+        {"min_guidance_scale": [2]},
+        {"frame_rate": "fast"},
+        {"conditions": {"strength": "much"}},
         {"conditions": {"strength": 11.0}},
         {"conditions": {"strength": NAN}},
         {"conditions": {"strength": -INFINITY}},
@@ -132,6 +143,8 @@ def test_arrays_in_place_of_a_prompt_have_the_name_that_c_has_for_them(
         ({"prompt": "a\0b"}, "prompt has a zero character, where C ends a text: leave it out"),
         ({"latents": [1, 2]}, "latents is a list; it must be a numpy array"),
         ({"latents": LATENTS.astype(float)}, r"latents is float64\[1, 4, 6, 4, 6\]; it must be"),
+        ({"latents": LATENTS.astype(">f4")}, r"latents is >f4\[1, 4, 6, 4, 6\]; it must be one"),
+        ({"guidance_scale": 10**400}, r"guidance_scale is 10+; it must be a number"),
         ({"prompt": 3}, "prompt is a int; it must be a string"),
     ],
 )
@@ -213,6 +226,9 @@ def test_a_wrong_argument_of_a_bundle_of_images_is_refused_as_in_python(
             # Python takes a path as well.
             same_way_out="image" in values,
         )
+        assert str(catch(lambda: native.resolve(**values))) == str(
+            catch(lambda: native.generate(**values))
+        )
 
 
 def test_a_bundle_without_guidance_refuses_it_as_in_python(
@@ -288,6 +304,14 @@ def test_open_refuses_a_variant_without_a_name(library: Library, text_bundle: Pa
         NativePipeline.open(text_bundle, library=library, variant="")
 
 
+@pytest.mark.parametrize("num_threads", [2**31, 2**32, 2**32 + 1, 100_000, 1.5, "2"])
+def test_open_refuses_threads_that_no_machine_has(
+    library: Library, text_bundle: Path, num_threads: Any
+) -> None:
+    with pytest.raises(ParameterError, match=f"^num_threads is {num_threads!r}; it must be "):
+        NativePipeline.open(text_bundle, library=library, num_threads=num_threads)
+
+
 @pytest.mark.parametrize("name", ["cuda", "gpu", "", "no such 'thing'"])
 def test_open_refuses_an_execution_provider_as_python_does(
     library: Library, text_bundle: Path, name: str
@@ -320,5 +344,6 @@ def test_a_question_about_what_there_is_not_is_refused(
         lambda: python.generate("a", conditions={"weakness": 1}),
         ParameterError,
     )
-    with pytest.raises(ParameterError, match="input_ids_2"):
-        native.tokenize("a", tokenizer="input_ids_2")
+    for name in ("input_ids_2", ""):
+        with pytest.raises(ParameterError, match=f"'{name}'"):
+            native.tokenize("a", tokenizer=name)

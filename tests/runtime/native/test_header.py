@@ -31,17 +31,6 @@ def test_every_function_of_the_header_is_exported_and_bound(library: Library) ->
         assert getattr(library.functions, name)
 
 
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm lists the symbols")
-def test_nothing_else_is_exported(library: Library) -> None:
-    listed = subprocess.run(
-        ["nm", "-D", "--defined-only", library.path], capture_output=True, text=True, check=True
-    )
-    names = {line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines()}
-    # The linker's own name of the version of the symbols.
-    names = {name for name in names if not name.startswith("MUTOSCOPE_")}
-    assert names == set(FUNCTIONS)
-
-
 def test_the_version_and_the_names_of_statuses_are_those_of_the_header(library: Library) -> None:
     header = read_header()
     (version,) = re.findall(r'#define MUTOSCOPE_VERSION "(.*)"', header)
