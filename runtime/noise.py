@@ -111,6 +111,7 @@ class NoiseGenerator:
         bits = self._next_words(values.size)
         bits &= np.uint32(0xFFFFFF)
         values[:] = bits
+        del bits  # its memory is needed for what comes
         values *= np.float32(2**-24)
         _box_muller_in_place(values)
 
