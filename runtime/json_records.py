@@ -45,6 +45,11 @@ def write_record(record: Any) -> Any:
     return record
 
 
+def is_finite(number: float) -> bool:
+    """Whether a float can hold a number of JSON, which may be whole and of any size."""
+    return abs(number) <= sys.float_info.max
+
+
 def _read(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -61,8 +66,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_dataclass(kind, value, where)
     if kind is float:
         _check(isinstance(value, int | float) and not isinstance(value, bool), where, "a number")
-        # Compared: JSON may hold whole numbers that no float can.
-        _check(abs(value) <= sys.float_info.max, where, "finite")
+        _check(is_finite(value), where, "finite")
         return float(value)
     if kind is int:
         _check(isinstance(value, int) and not isinstance(value, bool), where, "a whole number")

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mutoscope.runtime.errors import BundleError, ScheduleError
+from mutoscope.runtime.json_records import is_finite
 
 FORMAT_VERSION: Final = 1
 # Far above what any scheduler needs; it keeps a damaged file from asking for much memory.
@@ -354,9 +354,8 @@ class _Reader:
 
 
 def _is_finite_number(value: Any) -> bool:
-    # Compared, not math.isfinite: JSON may hold whole numbers that no float can.
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
+    return number and is_finite(value)
 
 
 def _show(value: Any) -> str:

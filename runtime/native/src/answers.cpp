@@ -63,7 +63,7 @@ mutoscope_settings make_public_settings(const Pipeline &pipeline, const Settings
     for (const auto &[name, tables] : pipeline.bundle().manifest().schedules) {
         if (settings.scheduler == name) made.scheduler = name.c_str();
     }
-    made.frames_bytes = count_elements({settings.num_frames, settings.height, settings.width, 3});
+    made.frames_bytes = count_elements(settings.frames_shape());
     return made;
 }
 

@@ -48,8 +48,7 @@ void check_out(const char *name, const T *given) {
 }
 
 void check_room(const uint8_t *frames, uint64_t frames_bytes, const mutoscope::Settings &settings) {
-    const uint64_t needed =
-        mutoscope::count_elements({settings.num_frames, settings.height, settings.width, 3});
+    const uint64_t needed = mutoscope::count_elements(settings.frames_shape());
     if (frames == nullptr || frames_bytes >= needed) return;
     throw Error(MUTOSCOPE_ERROR_ARGUMENT, "frames_bytes is " + std::to_string(frames_bytes) +
                                               "; the frames take " + std::to_string(needed) +

@@ -160,8 +160,8 @@ void Pipeline::run_components(Generation &generation, const Callbacks &callbacks
             check_cancelled(callbacks.on_frame(frame_index, pixels),
                             "frame " + std::to_string(frame_index + 1));
         }};
-    decode_latents(bundle_, components_, clean, generation.decode_plan,
-                   {settings.num_frames, settings.height, settings.width, 3}, decoding, context);
+    decode_latents(bundle_, components_, clean, generation.decode_plan, settings.frames_shape(),
+                   decoding, context);
 }
 
 Array Pipeline::run_denoiser(const Generation &generation, NoiseGenerator &generator,

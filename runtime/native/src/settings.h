@@ -35,6 +35,8 @@ struct Settings {
     std::vector<std::pair<std::string, double>> conditions;
     Shape latents_shape;  // [1, C, F, h, w]
 
+    // [F, H, W, 3] of the video.
+    Shape frames_shape() const { return {num_frames, height, width, 3}; }
     // The guidance scale of each frame of the latents.
     std::vector<float> frame_guidance() const;
     // Whether each step needs a second pass of the denoiser.
