@@ -1,4 +1,4 @@
-"""Command line: `python -m training vae|text|latents|still|clip|save`."""
+"""Command line: `python -m training STAGE`, with the stages in their order below."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import Final
 
 import torch
 
-from training.checkpoint import save_checkpoint
+from training.checkpoint import save_checkpoint, save_few_step
+from training.few_step import distil
 from training.latents import encode_chunks
 from training.text_encoder import train_text_encoder
 from training.unet import train_clips, train_stills
 from training.vae import train_vae
 
+STAGES: Final = ("vae", "text", "latents", "still", "clip", "distil", "save", "save-few-step")
 DEFAULT_STATE_DIR: Final = Path("~/.cache/mutoscope-training")
 
 
 def main() -> None:
     """Run one stage of the training."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("stage", choices=["vae", "text", "latents", "still", "clip", "save"])
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--state-dir", type=Path, default=DEFAULT_STATE_DIR)
     parser.add_argument("--minutes", type=float, default=10.0, help="budget, over all runs")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--first-chunk", type=int, default=0)
     parser.add_argument("--last-chunk", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak, clip stage")
-    parser.add_argument("--compile", action="store_true", help="compile the denoiser, clip stage")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak, clip and distil")
+    parser.add_argument("--compile", action="store_true", help="the denoiser, in clip and distil")
     parser.add_argument("--output", type=Path, default=Path("checkpoints/moving-shapes"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -43,8 +45,11 @@ def main() -> None:
         train_stills(state_dir, args.minutes)
     elif args.stage == "clip":
         train_clips(state_dir, args.minutes, args.learning_rate, compiled=args.compile)
+    elif args.stage == "distil":
+        distil(state_dir, args.minutes, args.learning_rate, compiled=args.compile)
     else:
-        print(f"{save_checkpoint(state_dir, args.output)} bytes in {args.output}")
+        save = save_checkpoint if args.stage == "save" else save_few_step
+        print(f"{save(state_dir, args.output)} bytes in {args.output}")
 
 
 if __name__ == "__main__":

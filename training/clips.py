@@ -136,7 +136,7 @@ def draw_attributes(rng: np.random.Generator, count: int) -> list[ClipAttributes
 
 
 def draw_caption(rng: np.random.Generator, attributes: ClipAttributes, *, still: bool) -> str:
-    """Return a caption: mostly full, sometimes without colour, background or motion.
+    """Return a caption: mostly full, often without background, sometimes without colour or motion.
 
     Args:
         rng: Source of the choice.
@@ -144,12 +144,12 @@ def draw_caption(rng: np.random.Generator, attributes: ClipAttributes, *, still:
         still: The caption is for a single frame, so it names no motion.
     """
     choice = rng.random()
-    if choice >= 0.2:
+    if choice >= 0.4:
         return attributes.still_caption() if still else attributes.caption()
     full = attributes.still_caption() if still else attributes.caption()
-    if choice < 0.1:
+    if choice < 0.3:
         return full.removesuffix(f" on a {attributes.background} background")
-    if choice < 0.17:
+    if choice < 0.37:
         return full.replace(f" {attributes.colour}", "", 1)
     return attributes.still_caption()
 

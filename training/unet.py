@@ -34,9 +34,12 @@ GROWTH_FRACTION: Final = 0.15
 """Fraction of samples that surely grow or shrink: a size is learned later than a direction."""
 TRACK_WEIGHT: Final = 0.3
 """Weight of the error in telling place and size; it fades where noise is low."""
+STEADY_WEIGHT: Final = 3.0
+"""Weight of the background's change over time, of which the clips of the data have none."""
 STEPS_BETWEEN_REFRESHES: Final = 50
 STILL_STATE_NAME: Final = "unet_still.pt"
 CLIP_STATE_NAME: Final = "unet_clip.pt"
+FEW_STEP_STATE_NAME: Final = "unet_few_step.pt"
 
 
 class ShortAttention:
@@ -236,10 +239,26 @@ class CaptionedLatents:
         loss = (weight * (output.float() - velocity).square()).mean()
         if still:
             return loss
+        unsteady = measure_background_change(
+            alphas.sqrt() * noisy - (1.0 - alphas).sqrt() * output.float(), cells
+        )
+        loss = loss + STEADY_WEIGHT * unsteady
         # The pillar counts as object in its cells, and would move their centre.
         seen = (1.0 - pillars)[:, None, None] * (1.0 - alphas[:, 0, :, :, 0])
         track_error = (seen * (track.float() - make_track(cells)).square()).mean()
         return loss + TRACK_WEIGHT * track_error
+
+
+def measure_background_change(latents: Tensor, cells: Tensor) -> Tensor:
+    """Return the variance over time of each frame's mean background, a float32 number.
+
+    Args:
+        latents: Clean latents, float32 [B, C, F, h, w].
+        cells: Which of their cells show an object, float32 [B, 1, F, h, w].
+    """
+    background = 1.0 - cells
+    count = background.sum(dim=(3, 4)).clamp(min=1.0)
+    return ((latents * background).sum(dim=(3, 4)) / count).var(dim=2).mean()
 
 
 def train_stills(state_dir: Path, minutes: float) -> None:
