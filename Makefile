@@ -113,7 +113,7 @@ test-native-aarch64: env  ## Cross-build for aarch64 and run the tests with qemu
 
 fuzz-native: env  ## Run each libFuzzer target for FUZZ_SECONDS (600)
 	$(call build-native,fuzz,,--sanitizers)
-	set -e; for target in manifest schedule tokenizer; do \
+	set -e; for target in manifest prompts schedule tokenizer; do \
 		mkdir -p build/native-fuzz/corpus/$$target; \
 		build/native-fuzz/fuzz/fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
 			-artifact_prefix=build/native-fuzz/$$target- -print_final_stats=1 \
@@ -130,6 +130,7 @@ check-wheel: wheel  ## Install the wheel alone in a fresh environment and genera
 default-bundle: env  ## Export the checkpoint into the bundle that ships in the wheel
 	$(BIN)/mutoscope export $(CHECKPOINT) -o $(DEFAULT_BUNDLE) --weights float16 \
 		--scheduler euler-ancestral --scheduler dpm++2m --scheduler unipc --scheduler lcm --force
+	$(BIN)/mutoscope tune $(DEFAULT_BUNDLE) --min-psnr-db 32 --no-guidance-interval --no-guidance-passes
 	$(BIN)/mutoscope verify $(DEFAULT_BUNDLE) --checkpoint $(CHECKPOINT)
 
 benchmark: env  ## Measure the components, prompt accuracy, clips against diffusers, the sampler

@@ -25,6 +25,8 @@ from mutoscope.runtime import VideoPipeline
 U8 = NDArray[np.uint8]
 
 PROMPT: Final = "a red circle moves left on a gray background"
+SCHEDULER: Final = "ddim"
+"""The checkpoint's own."""
 STEPS: Final = (1, 4, 8, 25)
 GUIDANCE_SCALES: Final = (1.0, 3.0)
 
@@ -39,10 +41,16 @@ def open_diffusers(path: Path, num_threads: int) -> Callable[..., U8]:
     pipeline.set_progress_bar_config(disable=True)
 
     def generate(
-        seed: int, steps: int, guidance_scale: float, num_frames: int, height: int, width: int
+        seed: int,
+        steps: int,
+        guidance_scale: float,
+        num_frames: int,
+        height: int,
+        width: int,
+        prompt: str = PROMPT,
     ) -> U8:
         output = pipeline(
-            PROMPT,
+            prompt,
             num_frames=num_frames,
             height=height,
             width=width,
@@ -70,7 +78,11 @@ def compare(
         expected = reference(seed, steps, guidance, *size)
         between = time.perf_counter()
         video = pipeline.generate(
-            PROMPT, seed=seed, num_inference_steps=steps, guidance_scale=guidance
+            PROMPT,
+            seed=seed,
+            scheduler=SCHEDULER,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
         )
         end = time.perf_counter()
         difference = max(difference, int(np.abs(video.frames.astype(int) - expected).max()))

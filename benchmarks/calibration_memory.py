@@ -28,11 +28,12 @@ from mutoscope.calibration.collection import collect
 from mutoscope.calibration.observed_graph import make_observed_graph
 from mutoscope.calibration.samples import *
 bundle, observes, count, steps = Bundle.open(sys.argv[1]), *map(int, sys.argv[2:])
-samples = make_samples(bundle, load_default_prompts(bundle), (), count, 0)
+sampling = SamplingOptions(num_inference_steps=steps)
+samples = make_samples(bundle, load_default_prompts(bundle), (), count, 0, sampling)
 graphs = {}
 if observes:
     graphs["unet"] = make_observed_graph(bundle.load_graph("unet", "float32", for_cpu=True))
-collect(bundle, graphs, samples, SamplingOptions(num_inference_steps=steps))
+collect(bundle, graphs, samples, sampling)
 """
 
 

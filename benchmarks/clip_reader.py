@@ -99,6 +99,21 @@ def read_clip(frames: U8) -> ClipReading:
     return ClipReading(colour, shape, motion, background, pillar, reappears)
 
 
+def read_frames(frames: U8) -> list[tuple[str, str]]:
+    """Return the colour and the shape that each frame shows, of the frames that show it whole.
+
+    Args:
+        frames: uint8 [F, H, W, 3] RGB.
+    """
+    pillar = has_pillar(frames)
+    masks = find_object(frames, read_background(frames), pillar=pillar)
+    words = []
+    for index in np.flatnonzero(find_whole_frames(masks, pillar=pillar)):
+        chosen = np.arange(len(frames)) == index
+        words.append((read_colour(frames, masks, chosen), read_shape(masks, chosen)))
+    return words
+
+
 def name_nearest(pixel: F64, palette: dict[str, tuple[int, int, int]]) -> str:
     """Return the name of the palette's colour nearest to an RGB triple in [0, 255]."""
     distances = {name: float(np.linalg.norm(pixel - np.array(c))) for name, c in palette.items()}

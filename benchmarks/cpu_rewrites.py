@@ -25,7 +25,8 @@ from mutoscope.export.cpu_graphs.rewriting import REWRITES, make_cpu_graph
 from mutoscope.runtime.benchmarks.machine import describe_machine, format_machine
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.component_inputs import make_inputs
-from mutoscope.runtime.manifest import DENOISERS, ComponentRecord
+from mutoscope.runtime.manifest import ComponentRecord
+from mutoscope.runtime.row_plan import find_first_denoiser
 from mutoscope.runtime.settings import make_settings
 
 PLAIN: Final = "plain"
@@ -104,7 +105,7 @@ def open_denoiser(bundle: Bundle, options: argparse.Namespace) -> tuple[Componen
     settings = make_settings(
         bundle, num_frames=options.num_frames, height=options.height, width=options.width
     )
-    name = next(name for name in DENOISERS if name in bundle.manifest.components)
+    name = find_first_denoiser(bundle.manifest)
     return bundle.manifest.components[name], make_inputs(bundle, settings)[name]
 
 

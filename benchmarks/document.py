@@ -20,9 +20,11 @@ from benchmarks import (
     gpu_table,
     int8_methods,
     layer_sensitivity,
+    long_clips,
     native_runtime,
     operator_profile,
     session_start,
+    speed_table,
     variant_quality,
 )
 from mutoscope.runtime.benchmarks.machine import format_machine
@@ -32,7 +34,9 @@ from mutoscope.runtime.json_records import read_record
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
-DOCUMENTS: Final = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "quantization.md")
+DOCUMENTS: Final = tuple(
+    ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "quantization", "speed")
+)
 _PART: Final = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MIB: Final = 2**20
 
@@ -117,6 +121,8 @@ FORMATS: Final[dict[str, Callable[[dict[str, Any]], Iterator[str]]]] = {
     "engine-overhead": engine_overhead.describe,
     "gpu": gpu_table.describe,
     "native-runtime": native_runtime.describe,
+    "speed": speed_table.describe,
+    "long-clips": long_clips.describe,
 }
 
 if __name__ == "__main__":

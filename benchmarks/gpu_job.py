@@ -21,14 +21,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.base_schedule import find_base_scheduler
 from benchmarks.gpu_device import measure_copies
 from mutoscope.engines.options import TENSORRT_MODULES
 from mutoscope.runtime import VideoPipeline
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.errors import MutoscopeError
-from mutoscope.runtime.manifest import DENOISERS
 from mutoscope.runtime.noise import NoiseGenerator, make_noise_source
+from mutoscope.runtime.row_plan import find_first_denoiser
 from mutoscope.runtime.sampler import StepInfo
 from mutoscope.runtime.settings import Settings, make_settings
 
@@ -80,7 +81,11 @@ def measure_clips(
     """
     opened = Bundle.open(bundle)
     settings = make_settings(
-        opened, seed=seed, num_inference_steps=num_inference_steps, guidance_scale=GUIDANCE_SCALE
+        opened,
+        seed=seed,
+        scheduler=find_base_scheduler(opened),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=GUIDANCE_SCALE,
     )
     properties: dict[str, str] = {}
     seconds_clip, seconds_step = [], []
@@ -146,6 +151,7 @@ def open_own(
             prompt if bundle.manifest.tokenizers else None,
             image=image,
             seed=settings.seed,
+            scheduler=settings.scheduler,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             on_step=on_step,
@@ -158,7 +164,7 @@ def open_own(
 
 def measure_step_copies(bundle: Bundle, settings: Settings) -> float:
     """Return what the copies of one pass of the denoiser take: inputs to the GPU, output back."""
-    denoiser = next(name for name in DENOISERS if name in bundle.manifest.components)
+    denoiser = find_first_denoiser(bundle.manifest)
     feeds = make_inputs(bundle, settings)[denoiser]
     return measure_copies(feeds.values(), [np.empty(settings.latents_shape, np.float32)])
 

@@ -15,7 +15,7 @@ import functools
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,12 @@ from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.benchmarks.machine import describe_machine, format_machine
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.manifest import DENOISERS, TIMESTEP
+from mutoscope.runtime.manifest import TIMESTEP
+from mutoscope.runtime.row_plan import find_first_denoiser
 
 BEST_METHOD: Final = "minmax"
+BASE_SCHEDULER: Final = "ddim"
+"""Of the base model, whose clips of any number of steps can be compared."""
 Quantizations = Mapping[str, LayerQuantization]
 
 
@@ -78,9 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     rows = []
     for count in map(int, options.num_inference_steps.split(",")):
-        samples = make_samples(bundle, prompts, (), options.num_samples, 0)
-        judged = make_samples(bundle, prompts, (), options.num_clips, 1)
-        rows += compare(bundle, samples, judged, SamplingOptions(num_inference_steps=count))
+        sampling = SamplingOptions(count, BASE_SCHEDULER)
+        samples = make_samples(bundle, prompts, (), options.num_samples, 0, sampling)
+        judged = make_samples(bundle, prompts, (), options.num_clips, 1, sampling)
+        rows += compare(bundle, samples, judged, sampling)
     record = {
         "machine": describe_machine(),
         "bundle": bundle.manifest.name,
@@ -105,7 +109,7 @@ class Denoiser:
     @classmethod
     def open(cls, bundle: Bundle) -> Denoiser:
         """Return that of a bundle."""
-        name = next(name for name in DENOISERS if name in bundle.manifest.components)
+        name = find_first_denoiser(bundle.manifest)
         component = bundle.find_component(name)
         processors = bundle.load_graph(name, FLOAT, for_cpu=True)
         model = onnx_ir.load(processors)
@@ -160,10 +164,13 @@ class _StepSwitch(ForwardingEngine):
         self._timestep, self._boundary = timestep, boundary
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Tensors:
         is_noisy = float(feeds[self._timestep].reshape(-1)[0]) >= self._boundary
-        return (self._noisy if is_noisy else self._clean).run(feeds, outputs)
+        return (self._noisy if is_noisy else self._clean).run(feeds, outputs, wanted)
 
 
 def compare(

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.int8_methods import BEST_METHOD, Denoiser, collect, open_int8
+from benchmarks.int8_methods import BASE_SCHEDULER, BEST_METHOD, Denoiser, collect, open_int8
 from mutoscope.calibration.layer_timing import group_layers
 from mutoscope.calibration.samples import SamplingOptions, load_default_prompts, make_samples
 from mutoscope.calibration.trajectory import TrajectoryJudge
@@ -39,14 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     bundle = Bundle.open(options.bundle)
     prompts = load_default_prompts(bundle)
-    sampling = SamplingOptions(num_inference_steps=options.num_inference_steps)
+    sampling = SamplingOptions(options.num_inference_steps, BASE_SCHEDULER)
     denoiser = Denoiser.open(bundle)
-    samples = make_samples(bundle, prompts, (), options.num_samples, 0)
+    samples = make_samples(bundle, prompts, (), options.num_samples, 0, sampling)
     statistics = collect(bundle, denoiser, samples, sampling, {})
     layers = denoiser.quantize(statistics, BEST_METHOD)
     groups = [[layer.name for layer in group] for group in group_layers(denoiser.layers)]
     rows = []
-    judged = make_samples(bundle, prompts, (), options.num_clips, 1)
+    judged = make_samples(bundle, prompts, (), options.num_clips, 1, sampling)
     with (
         TrajectoryJudge(bundle, judged, sampling, num_passes=2) as judge,
         tempfile.TemporaryDirectory() as folder,

@@ -2,7 +2,8 @@
 
 Generates the held-out combinations of colour, shape, motion and background and reads each clip
 back with `benchmarks.clip_reader`. Two routes make the clips: a diffusers checkpoint (torch), or
-an exported bundle (onnxruntime). Example:
+an exported bundle (onnxruntime). How steady the clips are over time is measured as by
+`mutoscope evaluate`. Example:
 
     python -m benchmarks.prompt_accuracy --checkpoint checkpoints/moving-shapes --json
 """
@@ -21,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.clip_consistency import score_consistency
 from benchmarks.clip_reader import ClipReading, read_clip
 from training.clips import (
     NUM_FRAMES,
@@ -90,9 +92,16 @@ def open_checkpoint(
 
 
 def open_bundle(
-    path: Path, num_inference_steps: int, guidance_scale: float, variant: str | None = None
+    path: Path,
+    num_inference_steps: int,
+    guidance_scale: float | None,
+    variant: str | None = None,
+    scheduler: str | None = None,
 ) -> Generate:
-    """Return the route through the exported bundle; variant as in `VideoPipeline.open`."""
+    """Return the route through the exported bundle.
+
+    Arguments are those of `VideoPipeline.open` and `VideoPipeline.generate`.
+    """
     from mutoscope.runtime import VideoPipeline
 
     pipeline = VideoPipeline.open(path, variant=variant)
@@ -102,6 +111,7 @@ def open_bundle(
             yield pipeline.generate(
                 prompt,
                 seed=seed,
+                scheduler=scheduler,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
             ).frames
@@ -133,18 +143,23 @@ def score_readings(
 
 
 def measure_accuracy(generate: Generate, wanted: list[ClipAttributes], seed: int) -> dict[str, Any]:
-    """Generate one clip for each entry and return the scores and each miss."""
+    """Generate one clip for each entry; return the scores, how steady they are, and each miss."""
     prompts = [attributes.caption() for attributes in wanted]
     begin = time.perf_counter()
-    clips = generate(prompts, [seed + index for index in range(len(prompts))])
+    clips = list(generate(prompts, [seed + index for index in range(len(prompts))]))
+    seconds = time.perf_counter() - begin
     readings = [read_clip(frames) for frames in clips]
     misses = [
         {"prompt": attributes.caption(), **vars(reading)}
         for attributes, reading in zip(wanted, readings, strict=True)
         if any(getattr(attributes, field) != getattr(reading, field) for field in FIELDS)
     ]
-    seconds = time.perf_counter() - begin
-    return {**score_readings(wanted, readings), "seconds": round(seconds, 1), "misses": misses}
+    return {
+        **score_readings(wanted, readings),
+        "consistency": score_consistency(wanted, clips),
+        "seconds": round(seconds, 1),
+        "misses": misses,
+    }
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -155,7 +170,8 @@ def make_parser() -> argparse.ArgumentParser:
     source.add_argument("--bundle", type=Path, help="exported bundle (needs onnxruntime)")
     parser.add_argument("--prompts", choices=["held-out", "pillar", "training"], default="held-out")
     parser.add_argument("--num-inference-steps", type=int, default=25)
-    parser.add_argument("--guidance-scale", type=float, default=DEFAULT_GUIDANCE_SCALE)
+    parser.add_argument("--guidance-scale", type=float, help="default: the bundle's, or 2")
+    parser.add_argument("--scheduler", help="of the bundle")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt; then + 1")
     parser.add_argument("--limit", type=int, help="use only the first N prompts")
     parser.add_argument("--exact", action="store_true", help="float32 throughout (checkpoint only)")
@@ -169,8 +185,9 @@ def main() -> None:
     wanted = list_prompts(args.prompts)[: args.limit]
     steps, guidance = args.num_inference_steps, args.guidance_scale
     if args.bundle:
-        generate = open_bundle(args.bundle, steps, guidance)
+        generate = open_bundle(args.bundle, steps, guidance, scheduler=args.scheduler)
     else:
+        guidance = DEFAULT_GUIDANCE_SCALE if guidance is None else guidance
         generate = open_checkpoint(args.checkpoint, steps, guidance, exact=args.exact)
     result = measure_accuracy(generate, wanted, args.seed)
     result |= {"num_inference_steps": steps, "guidance_scale": guidance, "prompts": args.prompts}
@@ -178,11 +195,14 @@ def main() -> None:
         json.dump(result, sys.stdout, indent=2)
         print()
         return
+    consistency = result.pop("consistency")
     for name, value in result.items():
         if isinstance(value, float) and name not in ("seconds", "guidance_scale"):
             print(f"{name:12s} {100 * value:5.1f} %")
         elif name != "misses":
             print(f"{name:12s} {value}")
+    for name, value in consistency.items():
+        print(f"{name:13s} {'-' if value is None else format(value, '.3g')}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def run_table(table: ScheduleTable, latents: F32, model_output: F32) -> F32:
     return denoise(
         latents,
         table,
-        lambda _sample, _timestep: model_output,
+        lambda _sample, _row: model_output,
         noise=lambda _step_index: draw(),
     )
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.against_peers import RANDOM, SHIPPED, find_model, save_result
+from benchmarks.base_schedule import find_base_scheduler
 from benchmarks.document import ROOT, write_documents
 from benchmarks.process_memory import run_measured
 from mutoscope.runtime.benchmarks.machine import describe_machine
@@ -56,7 +57,7 @@ def list_points(bundle: Bundle) -> list[Point]:
     most = limits.num_frames.maximum or max(FRAMES)
     multiples = [round(defaults.height * side / limits.height.multiple) for side in SIDES]
     sides = [count * limits.height.multiple for count in dict.fromkeys(multiples)]
-    steps = [n for n in STEPS if str(n) in bundle.manifest.schedules[defaults.scheduler]]
+    steps = [n for n in STEPS if str(n) in bundle.manifest.schedules[find_base_scheduler(bundle)]]
     points = [{**base, "varied": "num_inference_steps", "num_inference_steps": n} for n in steps]
     points += [{**base, "varied": "num_frames", "num_frames": n} for n in FRAMES if n <= most]
     points += [{**base, "varied": "height", "height": n, "width": n} for n in sides]
@@ -70,7 +71,16 @@ def measure_point(bundle: Bundle, point: Point, engine: str, output: Path) -> di
         arguments.insert(1, PROMPT)
     for name in ("num_inference_steps", "num_frames", "height", "width"):
         arguments += [f"--{name.replace('_', '-')}", str(point[name])]
-    arguments += ["--guidance-scale", "1", "-o", str(output), "--force", "--json"]
+    arguments += [
+        "--scheduler",
+        find_base_scheduler(bundle),
+        "--guidance-scale",
+        "1",
+        "-o",
+        str(output),
+        "--force",
+        "--json",
+    ]
     code = "from mutoscope.runtime.main import main; main()"
     measured = run_measured([sys.executable, "-c", code, *arguments])
     (video,) = json.loads(measured.stdout)["videos"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.clip_reader import read_clip
+from benchmarks.int8_methods import BASE_SCHEDULER
 from benchmarks.prompt_accuracy import (
     DEFAULT_GUIDANCE_SCALE,
     FIELDS,
@@ -58,9 +59,9 @@ def measure(
     wanted = list_prompts("held-out")[:: max(1, 128 // num_prompts)][:num_prompts]
     prompts = [attributes.caption() for attributes in wanted]
     clips = {
-        variant: open_bundle(bundle, num_inference_steps, DEFAULT_GUIDANCE_SCALE, variant)(
-            prompts, list(range(len(prompts)))
-        )
+        variant: open_bundle(
+            bundle, num_inference_steps, DEFAULT_GUIDANCE_SCALE, variant, BASE_SCHEDULER
+        )(prompts, list(range(len(prompts))))
         for variant in variants
     }
     readings: dict[str, list[Any]] = {variant: [] for variant in variants}

@@ -14,15 +14,20 @@ if TYPE_CHECKING:
         CalibrationReport,
         calibrate_bundle,
     )
-    from mutoscope.calibration.errors import CalibrationError
+    from mutoscope.calibration.errors import CalibrationError, TuningError
     from mutoscope.calibration.table import CalibrationTable
+    from mutoscope.calibration.tuning import TuningOptions, TuningReport, tune_bundle
 
 _MODULES = {
     "CalibrationError": "mutoscope.calibration.errors",
     "CalibrationOptions": "mutoscope.calibration.calibrate",
     "CalibrationReport": "mutoscope.calibration.calibrate",
     "CalibrationTable": "mutoscope.calibration.table",
+    "TuningError": "mutoscope.calibration.errors",
+    "TuningOptions": "mutoscope.calibration.tuning",
+    "TuningReport": "mutoscope.calibration.tuning",
     "calibrate_bundle": "mutoscope.calibration.calibrate",
+    "tune_bundle": "mutoscope.calibration.tuning",
 }
 
 __all__ = [
@@ -30,7 +35,11 @@ __all__ = [
     "CalibrationOptions",
     "CalibrationReport",
     "CalibrationTable",
+    "TuningError",
+    "TuningOptions",
+    "TuningReport",
     "calibrate_bundle",
+    "tune_bundle",
 ]
 
 

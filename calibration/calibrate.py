@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from mutoscope.calibration.collection import collect, discard, find_state_folder
 from mutoscope.calibration.errors import CalibrationError
 from mutoscope.calibration.observed_graph import make_observed_graph
 from mutoscope.calibration.observers import ComponentStatistics
+from mutoscope.calibration.preparation import check_writable, load_prompts
 from mutoscope.calibration.presets import DEFAULT_PRESET, PRESETS, Preset
 from mutoscope.calibration.ranges import METHODS
 from mutoscope.calibration.samples import (
@@ -26,10 +26,7 @@ from mutoscope.calibration.samples import (
     CalibrationSample,
     SamplingOptions,
     SamplingProgress,
-    load_default_prompts,
-    load_tokenizers,
     make_samples,
-    read_prompts,
 )
 from mutoscope.calibration.table import CalibrationTable, CollectionRecord, name_table
 from mutoscope.calibration.trajectory import TrajectoryJudge
@@ -43,8 +40,8 @@ from mutoscope.calibration.variant import (
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.component_inputs import make_inputs
-from mutoscope.runtime.errors import OutputError, ParameterError
-from mutoscope.runtime.manifest import DECODERS, DENOISERS, VAE_DECODER
+from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.manifest import DECODERS, VAE_DECODER, is_denoiser
 from mutoscope.runtime.settings import SEED_MAX
 
 
@@ -53,7 +50,8 @@ class CalibrationOptions:
     """What a calibration does; None takes what the preset says.
 
     Attributes:
-        components: Those to make int8; empty for the denoiser, the VAE decoder and text encoders.
+        components: Those to make int8; empty for the denoiser that the sampling runs, the VAE
+            decoder and text encoders. What is cut out of a denoiser becomes int8 with it.
         preset: A key of PRESETS.
         method: One of METHODS, to try no other.
         min_psnr_db: What the median judged clip must reach.
@@ -152,11 +150,13 @@ def calibrate_bundle(
     options = options or CalibrationOptions()
     preset = options.resolve()
     components = _check_components(bundle, options)
-    _check_writable(bundle)
-    prompts = _load_prompts(bundle, options.prompts)
-    samples = make_samples(bundle, prompts, options.images, preset.num_samples, options.seed)
+    check_writable(bundle)
+    prompts = load_prompts(bundle, options.prompts)
     other_seed = (options.seed + 1) % (SEED_MAX + 1)
-    judged = make_samples(bundle, prompts, options.images, preset.num_judged, other_seed)
+    samples, judged = (
+        make_samples(bundle, prompts, options.images, count, seed, options.sampling)
+        for count, seed in ((preset.num_samples, options.seed), (preset.num_judged, other_seed))
+    )
     state, threads = find_state_folder(bundle, options.sampling), options.engine.num_threads
     run = _Calibration(bundle, options, components, samples, state, on_progress or _say_nothing)
     with TrajectoryJudge(
@@ -202,12 +202,21 @@ def _say_nothing(_label: str, _done: int, _total: int) -> None:
 
 def _check_components(bundle: Bundle, options: CalibrationOptions) -> tuple[str, ...]:
     """The components to calibrate, in the bundle's order; raises `ParameterError`."""
+    denoiser = options.sampling.find_denoiser(bundle)
     for name in options.components:
-        bundle.find_component(name)
+        whole = bundle.find_component(name).weights_of
+        if whole is not None:
+            raise ParameterError(
+                f"{name} becomes {INT8} with {whole}, a part of which it is: use {whole}"
+            )
+        if is_denoiser(name) and name != denoiser:
+            others = _list_schedulers(bundle, name)
+            hint = f"use --scheduler {others[0]}, or {denoiser}" if others else f"use {denoiser}"
+            raise ParameterError(f"{name} makes none of these clips, {denoiser} does: {hint}")
         if name in DECODERS and name != VAE_DECODER:
             raise ParameterError(f"{name} stays in float: use {VAE_DECODER}")
     components = bundle.manifest.components
-    wanted = options.components or tuple(name for name in components if _is_usual(name))
+    wanted = options.components or tuple(name for name in components if _is_usual(name, denoiser))
     chosen = tuple(name for name in components if name in wanted)
     for name in chosen:
         if INT8 in components[name].variants and not options.force:
@@ -218,15 +227,13 @@ def _check_components(bundle: Bundle, options: CalibrationOptions) -> tuple[str,
     return chosen
 
 
-def _check_writable(bundle: Bundle) -> None:
-    """Raise `OutputError` if the bundle cannot be replaced, before hours of work."""
-    path = bundle.path.resolve()
-    for folder in (path.parent, path):
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise OutputError(
-                f"{path} cannot be replaced: no permission in {folder}: calibrate a copy of the "
-                "bundle"
-            )
+def _list_schedulers(bundle: Bundle, denoiser: str) -> list[str]:
+    """The schedulers whose usual table runs a denoiser."""
+    return [
+        name
+        for name in bundle.manifest.schedules
+        if SamplingOptions(scheduler=name).find_denoiser(bundle) == denoiser
+    ]
 
 
 def _check_reference(judge: TrajectoryJudge) -> None:
@@ -261,8 +268,8 @@ def _judge_together(
     return round(result.median_psnr_db, 2), round(result.minimum_psnr_db, 2)
 
 
-def _is_usual(name: str) -> bool:
-    return name in (*DENOISERS, VAE_DECODER) or name.startswith("text_encoder")
+def _is_usual(name: str, denoiser: str) -> bool:
+    return name in (denoiser, VAE_DECODER) or name.startswith("text_encoder")
 
 
 def is_calibrated(name: str) -> bool:
@@ -270,13 +277,7 @@ def is_calibrated(name: str) -> bool:
 
     An encoder runs once for a clip, and token embeddings have outliers in few places.
     """
-    return name in (*DENOISERS, *DECODERS)
-
-
-def _load_prompts(bundle: Bundle, path: Path | None) -> list[str]:
-    if path is None:
-        return load_default_prompts(bundle)
-    return read_prompts(path, load_tokenizers(bundle))
+    return is_denoiser(name) or name in DECODERS
 
 
 @dataclass(frozen=True)
@@ -333,7 +334,7 @@ class _Calibration:
             num_samples=len(self.samples),
             scheduler=settings.scheduler,
             num_inference_steps=settings.num_inference_steps,
-            guidance_scale=self.bundle.manifest.defaults.guidance_scale,
+            guidance_scale=self.samples[0].guidance_scale,
             height=settings.height,
             width=settings.width,
             num_frames=settings.num_frames,

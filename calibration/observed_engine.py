@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from mutoscope.calibration.observed_graph import OFFSET, STATISTICS, ObservedGra
 from mutoscope.calibration.observers import ComponentStatistics
 from mutoscope.engines.engine import Array, Tensors, TensorSpec, check_feeds
 from mutoscope.engines.errors import EngineError
-from mutoscope.engines.output_arrays import check_outputs
+from mutoscope.engines.output_arrays import check_outputs, choose_outputs
 from mutoscope.runtime.manifest import TIMESTEP, ComponentRecord
 
 # Multiples of it, modulo 1, lie as evenly between 0 and 1 as any sequence can.
@@ -89,9 +89,12 @@ class ObservedEngine:
         """Nothing: a session takes all shapes alike."""
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Tensors:
-        """Return the component's outputs; what its layers saw goes to the statistics.
+        """Return the wanted outputs; what the component's layers saw goes to the statistics.
 
         Raises:
             CalibrationError: A layer saw NaN or infinite values.
@@ -101,8 +104,9 @@ class ObservedEngine:
             raise EngineError(f"{self._name} is closed: open it again")
         check_feeds(self._name, self._inputs, feeds)
         check_outputs(self._name, self._outputs, feeds, outputs or {})
+        wanted_names = choose_outputs(self._name, self._outputs, outputs or {}, wanted)
         offset = np.array([self._statistics.num_runs * _GOLDEN_RATIO % 1.0])
-        names = [*self._outputs, *STATISTICS]
+        names = [*wanted_names, *STATISTICS]
         try:
             arrays = self._session.run(names, {**feeds, OFFSET: offset})
         except Exception as err:  # onnxruntime's errors share no base but Exception

@@ -131,10 +131,13 @@ class RecordingEngine(ForwardingEngine):
         self._place = self._place[0] + 1, 0
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Tensors:
         """As the engine does."""
-        returned = super().run(feeds, outputs)
+        returned = super().run(feeds, outputs, wanted)
         step_index, pass_index = self._place
         if self._place in self._places:
             # All of these arrays are used again in the next pass.

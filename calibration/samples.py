@@ -19,7 +19,9 @@ from mutoscope.calibration.errors import CalibrationError
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.pipeline import VideoPipeline
+from mutoscope.runtime.row_plan import plan_rows
 from mutoscope.runtime.sampler import OnStep, StepInfo
+from mutoscope.runtime.schedule import ScheduleTable
 from mutoscope.runtime.settings import SEED_MAX, Settings, make_settings
 from mutoscope.runtime.tokenizer import TextTokenizer
 from mutoscope.runtime.video import Video
@@ -86,6 +88,22 @@ class SamplingOptions:
         return make_settings(
             bundle, seed=sample.seed, guidance_scale=sample.guidance_scale, **asdict(self)
         )
+
+    def load_table(self, bundle: Bundle) -> ScheduleTable:
+        """Return the schedule table of all samples.
+
+        Raises:
+            BundleError: The file is damaged.
+            ParameterError: An option is not allowed.
+            ScheduleError: It is not a valid table.
+        """
+        settings = make_settings(bundle, seed=0, **asdict(self))
+        return bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
+
+    def find_denoiser(self, bundle: Bundle) -> str:
+        """Return what denoises the samples, where rows name no other; raises as `load_table`."""
+        plan = plan_rows(bundle.manifest, self.load_table(bundle))
+        return plan.default if plan.default in plan.uses else next(iter(plan.uses))
 
 
 @dataclass(frozen=True)
@@ -229,13 +247,18 @@ def load_default_prompts(bundle: Bundle) -> list[str]:
 
 
 def make_samples(
-    bundle: Bundle, prompts: Sequence[str], images: Sequence[Path], num_samples: int, seed: int
+    bundle: Bundle,
+    prompts: Sequence[str],
+    images: Sequence[Path],
+    num_samples: int,
+    seed: int,
+    sampling: SamplingOptions | None = None,
 ) -> tuple[CalibrationSample, ...]:
     """Return the samples of a calibration, the same ones for the same arguments.
 
     Prompts come in an order that the seed shuffles, and again with other noise where there are more
-    samples than prompts. One in four has guidance off, if the bundle has it on. The first samples
-    of a larger number are those of a smaller one.
+    samples than prompts. One in four has guidance off, if the schedule table takes guidance; else
+    all have. The first samples of a larger number are those of a smaller one.
 
     Args:
         bundle: The bundle.
@@ -244,11 +267,14 @@ def make_samples(
         images: What clips start from, in turn; empty for a bundle that takes none.
         num_samples: At least 1.
         seed: From 0 to 2^64 - 1.
+        sampling: How the samples will be made; None takes the bundle's defaults.
 
     Raises:
-        BundleError: A tokenizer of the bundle is damaged.
+        BundleError: A tokenizer or the schedule table is damaged.
         CalibrationError: There are prompts or images where none are taken, or the reverse, one of
             them cannot be used, or a number is out of range.
+        ParameterError: An option of the sampling is not allowed.
+        ScheduleError: The schedule table is not valid.
     """
     if num_samples < 1:
         raise CalibrationError(f"num_samples is {num_samples}; it must be at least 1: use 64")
@@ -256,7 +282,10 @@ def make_samples(
         raise CalibrationError(f"seed is {seed}; it must be from 0 to {SEED_MAX}: use 0")
     _check_inputs(bundle, prompts, images)
     defaults, manifest = bundle.manifest.defaults, bundle.manifest
-    guidance_scale = defaults.guidance_scale if manifest.guidance else 1.0
+    is_guided = (
+        manifest.guidance and (sampling or SamplingOptions()).load_table(bundle).takes_guidance
+    )
+    guidance_scale = defaults.guidance_scale if is_guided else 1.0
     order = np.random.default_rng(seed).permutation(len(prompts))
     samples = []
     for index in range(num_samples):

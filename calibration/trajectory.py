@@ -43,7 +43,6 @@ from mutoscope.engines.forwarding_engine import ForwardingEngine
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.manifest import DENOISERS
 from mutoscope.runtime.metrics import psnr_db, relative_error
 from mutoscope.runtime.sampler import F32, OnStep, StepInfo
 from mutoscope.runtime.video import Video
@@ -161,8 +160,8 @@ class TrajectoryJudge:
 
     @property
     def denoiser(self) -> str:
-        """The name of the component that denoises."""
-        return next(name for name in DENOISERS if name in self._bundle.manifest.components)
+        """The name of the component that denoises, where rows of the table name no other."""
+        return self._options.find_denoiser(self._bundle)
 
     @cached_property
     def passes(self) -> tuple[DenoiserPass, ...]:
@@ -245,13 +244,16 @@ class TrajectoryJudge:
     def _choose_places(self, num_passes: int) -> list[list[Place]]:
         """Which passes of each clip to record: evenly over clips, steps, and passes of a step."""
         places: list[list[Place]] = [[] for _ in self.samples]
+        rows, denoiser = self._options.load_table(self._bundle).rows, self.denoiser
+        # In the others, another component runs.
+        own = [i for i, row in enumerate(rows) if row.denoiser in (None, denoiser)]
         for count in range(num_passes):
             index = count % len(self.samples)
             settings = self._options.resolve(self._bundle, self.samples[index])
-            table = self._bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
-            step_index = int((count + 0.5) / num_passes * len(table.rows))
+            step_index = own[int((count + 0.5) / num_passes * len(own))]
             both = (count + count // len(self.samples)) % 2
-            places[index].append((step_index, both if settings.uses_guidance else 0))
+            is_guided = settings.uses_guidance and rows[step_index].guidance
+            places[index].append((step_index, both if is_guided else 0))
         return places
 
     def _identify(self, index: int) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from mutoscope.calibration.candidates import CandidateSearch
 from mutoscope.calibration.choice import Choice
+from mutoscope.calibration.errors import CalibrationError
 from mutoscope.calibration.observers import ComponentStatistics
+from mutoscope.calibration.reuse_graphs import cut_reuse_graph, name_reuse, name_reuse_graph
 from mutoscope.calibration.samples import FLOAT
 from mutoscope.calibration.table import CalibrationTable, name_table
 from mutoscope.runtime.bundle import Bundle, list_graph_files
@@ -68,6 +70,7 @@ def add_variant(
 
     Raises:
         BundleError: The bundle cannot be read again.
+        CalibrationError: What is cut out of an int8 graph is not shallow.
         OutputError: It cannot be written, or was changed in the meantime.
     """
     output = bundle.path.resolve()
@@ -77,6 +80,7 @@ def add_variant(
     ):
         folder = Path(name)
         written = _write_files(folder, searches, choices, ranges)
+        written |= _cut_reuse_graphs(bundle.manifest, folder, choices)
         old = _find_old_files(bundle, searches)
         with edit_bundle(bundle, without={*old, *written}) as target:
             for path in written:
@@ -124,9 +128,36 @@ def _write_files(
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
+def _cut_reuse_graphs(manifest: Manifest, folder: Path, choices: Mapping[str, Choice]) -> set[str]:
+    """Cut the shallow parts of denoisers out of their new graphs; return their paths."""
+    cut = set()
+    for component, choice in choices.items():
+        record = _find_reuse(manifest, component)
+        if record is None or choice.kept_in_float is not None:
+            continue
+        for name in (_PROCESSORS_NAME, _TENSORRT_NAME):
+            path = f"{component}/{name_reuse_graph(name)}"
+            found = cut_reuse_graph(folder / component / name, folder / path)
+            if set(found.inputs) != set(record.inputs):
+                raise CalibrationError(
+                    f"{path} takes {', '.join(found.inputs)}; in float it takes "
+                    f"{', '.join(record.inputs)}: export the checkpoint again"
+                )
+            cut.add(path)
+    return cut
+
+
+def _find_reuse(manifest: Manifest, component: str) -> ComponentRecord | None:
+    """The record of what is cut out of a component; None if nothing is."""
+    record = manifest.components.get(name_reuse(component))
+    return record if record is not None and record.weights_of == component else None
+
+
 def _find_old_files(bundle: Bundle, components: Mapping[str, CandidateSearch]) -> set[str]:
     """The files of the int8 variant that the components have so far."""
-    names = [f"{n}{end}" for n in (_TENSORRT_NAME, _PROCESSORS_NAME) for end in ("", ".data")]
+    graphs = (_TENSORRT_NAME, _PROCESSORS_NAME)
+    names = [f"{n}{end}" for n in graphs for end in ("", ".data")]
+    names += [name_reuse_graph(name) for name in graphs]
     paths = {f"{component}/{name}" for component in components for name in names}
     return paths & set(bundle.manifest.files)
 
@@ -134,18 +165,23 @@ def _find_old_files(bundle: Bundle, components: Mapping[str, CandidateSearch]) -
 def _make_manifest(
     manifest: Manifest, choices: Mapping[str, Choice], files: Mapping[str, FileRecord]
 ) -> Manifest:
-    components = {
-        name: _make_component(name, record, choices[name]) if name in choices else record
-        for name, record in manifest.components.items()
-    }
+    components = dict(manifest.components)
+    for name, choice in choices.items():
+        graphs = {}
+        if choice.kept_in_float is None:
+            graphs = {False: f"{name}/{_TENSORRT_NAME}", True: f"{name}/{_PROCESSORS_NAME}"}
+        components[name] = _replace_graphs(components[name], graphs)
+        reuse = _find_reuse(manifest, name)
+        if reuse is not None:
+            cut = {for_cpu: name_reuse_graph(path) for for_cpu, path in graphs.items()}
+            components[name_reuse(name)] = _replace_graphs(reuse, cut)
     return replace(manifest, components=components, files=dict(files))
 
 
-def _make_component(name: str, record: ComponentRecord, choice: Choice) -> ComponentRecord:
-    """The record of a component with its int8 variant, or without the one that it had."""
+def _replace_graphs(record: ComponentRecord, graphs: Mapping[bool, str]) -> ComponentRecord:
+    """The record with these int8 graphs, that for processors at True; or without any."""
     variants = {key: path for key, path in record.variants.items() if key != INT8}
     cpu_graphs = {key: path for key, path in record.cpu_graphs.items() if key != INT8}
-    if choice.kept_in_float is None:
-        variants[INT8] = f"{name}/{_TENSORRT_NAME}"
-        cpu_graphs[INT8] = f"{name}/{_PROCESSORS_NAME}"
+    if graphs:
+        variants[INT8], cpu_graphs[INT8] = graphs[False], graphs[True]
     return replace(record, variants=variants, cpu_graphs=cpu_graphs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,18 +74,23 @@ class Engine(Protocol):
         """
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Tensors:
-        """Return all outputs for these inputs.
+        """Return outputs for these inputs, in the order of the graph.
 
         Args:
             feeds: An array for each input; not changed.
             outputs: Where results go, by the name of the output: C-contiguous arrays of the right
                 type and shape, which come back as they are. The other outputs are new arrays.
+            wanted: The outputs to return, those in `outputs` among them; None for all. What is not
+                wanted is not copied, and not computed where the engine can leave it out.
 
         Raises:
-            EngineError: An input is missing, unknown or of the wrong type or shape, or the graph
-                failed.
+            EngineError: An input is missing, unknown or of the wrong type or shape, an output is
+                unknown, or the graph failed.
         """
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mutoscope.engines.engine import Array, Engine, Tensors, TensorSpec
 
@@ -44,10 +44,13 @@ class ForwardingEngine:
         self._engine.prepare(shapes)
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Tensors:
         """As the engine does."""
-        return self._engine.run(feeds, outputs)
+        return self._engine.run(feeds, outputs, wanted)
 
     def close(self) -> None:
         """Nothing: the engine is somebody else's."""

@@ -48,24 +48,25 @@ class DeviceBuffers:
         self._binding: Any = None
         self._values: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._names: list[str] = []
         self.size_bytes = 0
 
-    def run(self, feeds: Mapping[str, Array], run_options: Any = None) -> Tensors:
-        """Return new arrays with the outputs for these inputs, which fit the session."""
+    def run(self, feeds: Mapping[str, Array], names: list[str], run_options: Any = None) -> Tensors:
+        """Return new arrays with the outputs of these names for inputs that fit the session."""
         shapes = {name: array.shape for name, array in feeds.items()}
-        if shapes != self._shapes:
-            self._bind(feeds)
-            self._shapes = shapes
+        if (shapes, names) != (self._shapes, self._names):
+            self._bind(feeds, names)
+            self._shapes, self._names = shapes, names
         for name, array in feeds.items():
             # Up to version 1.24 at least, memory is copied as it lies, in whatever order.
             self._values[name].update_inplace(np.asarray(array, order="C"))
         self._session.run_with_iobinding(self._binding, run_options)
-        values = dict(zip(self._fixed, self._binding.get_outputs(), strict=True))
+        values = dict(zip(names, self._binding.get_outputs(), strict=True))
         arrays = {name: self._read(value) for name, value in values.items()}
         self._keep_outputs(values, arrays)
         return arrays
 
-    def _bind(self, feeds: Mapping[str, Array]) -> None:
+    def _bind(self, feeds: Mapping[str, Array], names: list[str]) -> None:
         """Allocate the inputs, and leave the outputs to onnxruntime, which knows their shapes."""
         self.free()
         self._binding = self._session.io_binding()
@@ -75,7 +76,7 @@ class DeviceBuffers:
             self._binding.bind_ortvalue_input(name, value)
             self._values[name] = value
             self.size_bytes += array.nbytes
-        for name in self._fixed:
+        for name in names:
             self._binding.bind_output(name, self._device, self._device_id)
 
     def _read(self, value: Any) -> Array:
@@ -85,8 +86,8 @@ class DeviceBuffers:
 
     def _keep_outputs(self, values: Mapping[str, Any], arrays: Tensors) -> None:
         """Bind what onnxruntime allocated for the runs to come, or let it allocate again."""
-        for name, is_fixed in self._fixed.items():
-            if not is_fixed:
+        for name in values:
+            if not self._fixed[name]:
                 self._binding.bind_output(name, self._device, self._device_id)
             elif name not in self._values:
                 self._binding.bind_ortvalue_output(name, values[name])

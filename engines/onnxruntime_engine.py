@@ -5,7 +5,7 @@ onnxruntime is imported when the first graph is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +36,7 @@ from mutoscope.engines.options import (
     Memory,
     check_threads_and_memory,
 )
-from mutoscope.engines.output_arrays import check_outputs
+from mutoscope.engines.output_arrays import check_outputs, choose_outputs
 
 # What runs on CUDA, and onnxruntime's name of the memory where inputs and outputs are kept.
 _BUFFER_DEVICES = {"cuda": "cuda", "tensorrt": "cuda"}
@@ -121,8 +121,8 @@ class OnnxruntimeEngine:
         self._binding: Any = None
         # The shapes and types of the last inputs, which were right.
         self._checked: dict[str, Any] | None = None
-        # What the binding is of: numpy's description of each array, with its address.
-        self._bound: dict[str, Any] | None = None
+        # What the binding is of: the outputs, numpy's description of each array, with its address.
+        self._bound: tuple[list[str], dict[str, Any]] | None = None
         if memory == "low" and is_on_cpu:
             self._run_options = import_onnxruntime().RunOptions()
             self._run_options.add_run_config_entry(*_SHRINK_ARENA)
@@ -176,23 +176,27 @@ class OnnxruntimeEngine:
         """Nothing: a session takes all shapes alike."""
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Tensors:
-        """Return all outputs for these inputs, written to `outputs` where given."""
+        """Return the wanted outputs for these inputs, written to `outputs` where given."""
         if self._session is None:
             raise EngineError(f"{self._name} is closed: open it again")
         described = {name: (array.shape, array.dtype) for name, array in feeds.items()}
         if described != self._checked:
             check_feeds(self._name, self._inputs, feeds)
             self._checked = described
+        names = choose_outputs(self._name, self._outputs, outputs or {}, wanted)
         try:
             if self._buffers is not None:
-                results = self._run_on_device(self._buffers, feeds, outputs or {})
+                results = self._run_on_device(self._buffers, feeds, outputs or {}, names)
             elif outputs:
-                results = self._run_into(feeds, outputs)
+                results = self._run_into(feeds, outputs, names)
             else:
-                arrays = self._session.run(None, dict(feeds), self._run_options)
-                results = dict(zip(self._outputs, arrays, strict=True))
+                arrays = self._session.run(names, dict(feeds), self._run_options)
+                results = dict(zip(names, arrays, strict=True))
         except error_types() as err:
             raise EngineError(f"{self._name} failed: {first_line(err)}") from err
         if self._placement is not None:
@@ -209,11 +213,15 @@ class OnnxruntimeEngine:
         self._placement = None
 
     def _run_on_device(
-        self, buffers: DeviceBuffers, feeds: Mapping[str, Array], outputs: Mapping[str, Array]
+        self,
+        buffers: DeviceBuffers,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        names: list[str],
     ) -> Tensors:
         """Run in memory of the device, and copy the results to where they are wanted."""
         check_outputs(self._name, self._outputs, feeds, outputs)
-        results = buffers.run(feeds, self._run_options)
+        results = buffers.run(feeds, names, self._run_options)
         for name, array in outputs.items():
             if array.shape != results[name].shape:
                 raise EngineError(
@@ -223,29 +231,33 @@ class OnnxruntimeEngine:
             np.copyto(array, results[name])
         return {**results, **outputs}
 
-    def _run_into(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> Tensors:
+    def _run_into(
+        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array], names: list[str]
+    ) -> Tensors:
         """Run through a binding of these arrays, the last one where it is of the same memory."""
         feeds = {name: np.asarray(array, order="C") for name, array in feeds.items()}
         arrays = {**feeds, **outputs}
-        key = {name: array.__array_interface__ for name, array in arrays.items()}
+        key = names, {name: array.__array_interface__ for name, array in arrays.items()}
         if key != self._bound:
             check_outputs(self._name, self._outputs, feeds, outputs)
             self._bound = None
-            self._binding = self._bind(feeds, outputs)
+            self._binding = self._bind(feeds, outputs, names)
         self._session.run_with_iobinding(self._binding, self._run_options)
         # A device copies inputs when they are bound, and what is not given is allocated only once.
-        if self._device == DEFAULT_EXECUTION_PROVIDER and len(outputs) == len(self._outputs):
+        if self._device == DEFAULT_EXECUTION_PROVIDER and len(outputs) == len(names):
             self._bound = key
-            return dict(outputs)
-        values = zip(self._outputs, self._binding.get_outputs(), strict=True)
+            return {name: outputs[name] for name in names}
+        values = zip(names, self._binding.get_outputs(), strict=True)
         return {n: outputs[n] if n in outputs else value.numpy() for n, value in values}
 
-    def _bind(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
+    def _bind(
+        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array], names: list[str]
+    ) -> Any:
         """Return onnxruntime's binding of these arrays; it keeps pointers, not the arrays."""
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name in self._outputs:
+        for name in names:
             if name in outputs:
                 array = outputs[name]
                 binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from mutoscope.engines.engine import Array, Tensors, TensorSpec, check_feeds
 from mutoscope.engines.errors import EngineError
 from mutoscope.engines.options import PRECISIONS, Memory, check_threads_and_memory
-from mutoscope.engines.output_arrays import check_outputs
+from mutoscope.engines.output_arrays import check_outputs, choose_outputs
 
 _DEVICE = "CPU"
 # A compiled graph holds the weights again (330 MB for 216 MB), so few are kept: a clip is decoded
@@ -111,12 +111,17 @@ class OpenvinoEngine:
         self._find_request(stand_ins)
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Tensors:
-        """Return all outputs for these inputs, written to `outputs` where given."""
+        """Return the wanted outputs for these inputs, written to `outputs` where given."""
         request = self._find_request(feeds)
         check_outputs(self._name, self._outputs, feeds, outputs or {})
+        names = choose_outputs(self._name, self._outputs, outputs or {}, wanted)
         results = dict(outputs or {})
+        # All of them, since it writes where an earlier run had it write what is not wanted now.
         for port in request.model_outputs:
             if port.any_name not in results:
                 results[port.any_name] = np.empty(port.shape, port.element_type.to_dtype())
@@ -130,7 +135,7 @@ class OpenvinoEngine:
                 request.get_compiled_model().release_memory()
         except (RuntimeError, ValueError) as err:
             raise EngineError(f"{self._name} failed: {_join_lines(err)}") from err
-        return {name: results[name] for name in self._outputs}
+        return {name: results[name] for name in names}
 
     def close(self) -> None:
         """Free the graph and all that was compiled of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -54,3 +54,32 @@ def check_outputs(
                     "give it memory of its own"
                 )
         taken[output_name] = array
+
+
+def choose_outputs(
+    name: str,
+    specs: Mapping[str, TensorSpec],
+    outputs: Mapping[str, Array],
+    wanted: Collection[str] | None,
+) -> list[str]:
+    """Return the names of the outputs that a run returns, in the order of the graph.
+
+    Args:
+        name: What to call the graph in messages.
+        specs: The outputs that the graph declares.
+        outputs: The arrays that the run is given.
+        wanted: See `mutoscope.engines.engine.Engine.run`.
+
+    Raises:
+        EngineError: An output is unknown, or there is an array for one that is not wanted.
+    """
+    if wanted is None:
+        return list(specs)
+    for unknown in set(wanted) - specs.keys():
+        raise EngineError(f"{name} has no output {unknown!r}: it returns {', '.join(specs)}")
+    for unwanted in outputs.keys() - set(wanted):
+        raise EngineError(
+            f"{name}: there is an array for {unwanted}, which is not among the wanted outputs "
+            f"{', '.join(wanted)}: leave it out"
+        )
+    return [output_name for output_name in specs if output_name in wanted]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mutoscope.engines.cuda_memory import CudaGraph, CudaStream, DeviceBuffer
 from mutoscope.engines.engine import Array, Tensors, TensorSpec, check_feeds
 from mutoscope.engines.errors import EngineError
 from mutoscope.engines.options import EngineOptions
-from mutoscope.engines.output_arrays import check_outputs
+from mutoscope.engines.output_arrays import check_outputs, choose_outputs
 from mutoscope.engines.tensorrt_module import TENSORRT_RTX
 from mutoscope.engines.tensorrt_plan import TensorrtPlan
 
@@ -137,14 +137,18 @@ class TensorrtEngine:
             self._stream.synchronize()
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Tensors:
-        """Return all outputs for these inputs, copied to `outputs` where given."""
+        """Return the wanted outputs for these inputs, copied to `outputs` where given."""
         self._check_open()
         check_feeds(self._plan.name, self._plan.inputs, feeds)
         check_outputs(self._plan.name, self._plan.outputs, feeds, outputs or {})
+        names = choose_outputs(self._plan.name, self._plan.outputs, outputs or {}, wanted)
         self._load(feeds)
-        results = self._make_results(outputs or {})
+        results = self._make_results(names, outputs or {})
         if self._graph is not None:
             self._graph.launch()
         else:
@@ -227,11 +231,11 @@ class TensorrtEngine:
         if not self._context.execute_async_v3(self._stream.handle):
             raise self._make_error("failed")
 
-    def _make_results(self, outputs: Mapping[str, Array]) -> Tensors:
+    def _make_results(self, names: list[str], outputs: Mapping[str, Array]) -> Tensors:
         """Return the arrays that take the outputs; raises `EngineError` if a given one does not."""
         results: Tensors = {}
-        for name, shape in self._output_shapes.items():
-            array = outputs.get(name)
+        for name in names:
+            shape, array = self._output_shapes[name], outputs.get(name)
             if array is None:
                 array = np.empty(shape, self._plan.outputs[name].dtype)
             elif array.shape != shape:

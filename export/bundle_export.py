@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from mutoscope.calibration.reuse_graphs import name_reuse
 from mutoscope.export.calibration_prompts import export_calibration_prompts
 from mutoscope.export.checkpoint import Checkpoint
-from mutoscope.export.component_export import GraphPlan, export_component
+from mutoscope.export.component_export import ExportedComponent, GraphPlan, export_component
 from mutoscope.export.cpu_graphs.rewriting import check_rewrites
 from mutoscope.export.families.contract import FamilyExport
+from mutoscope.export.few_step import check_same_inputs
 from mutoscope.export.opening import CheckpointOptions, open_model
-from mutoscope.export.presets import Preset
-from mutoscope.export.provenance import make_provenance
-from mutoscope.export.scheduler_tables import (
-    DEFAULT_STEP_COUNTS,
-    check_step_counts,
-    make_schedulers,
-    write_schedule_tables,
+from mutoscope.export.prompt_baking import (
+    check_baking,
+    check_takes_prompts,
+    read_texts,
+    write_baked_prompts,
 )
+from mutoscope.export.provenance import make_provenance
+from mutoscope.export.reuse_export import (
+    check_reuse_layers,
+    export_reuse,
+    is_reusable,
+    make_reusable,
+)
+from mutoscope.export.schedule_plan import plan_schedules
+from mutoscope.export.scheduler_tables import PlannedSchedule, write_schedule_tables
 from mutoscope.export.tokenizer import export_tokenizer
 from mutoscope.export.weights import choose_weight_type
 from mutoscope.runtime.bundle_writer import (
@@ -45,6 +54,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Result = TypeVar("Result")
+
+_PROMPTS = "prompts"
 
 
 @dataclass(frozen=True)
@@ -108,9 +119,14 @@ def export_checkpoint(
     name: str | None = None,
     schedulers: Iterable[str] = (),
     num_inference_steps: Iterable[int] | None = None,
+    few_step_scheduler: str | None = None,
+    few_step_counts: Iterable[int] | None = None,
     dtype: str | Iterable[str] = "float32",
     weights: Literal["float32", "float16"] | None = None,
     cpu_rewrites: Iterable[str] | None = None,
+    reuse_layers: int | None = None,
+    bake_prompts: str | Path | None = None,
+    drop_text_encoder: bool = False,
     force: bool = False,
     on_progress: OnProgress | None = None,
     **options: Unpack[CheckpointOptions],
@@ -127,6 +143,9 @@ def export_checkpoint(
         schedulers: More schedulers than the checkpoint's own, as diffusers class names or aliases.
         num_inference_steps: The step counts to make schedule tables for; None takes 1 to 50, or
             those of the preset. The bundle's default is the one nearest to the checkpoint's own.
+        few_step_scheduler: With `few_step_lora`, what its denoiser is sampled with; "lcm" if None.
+        few_step_counts: With `few_step_lora`, its step counts, of which the largest becomes the
+            bundle's default; 1, 2 and 4 if None.
         dtype: What the graphs compute in: "float32", "float16" or, for both, "float32,float16" or
             a sequence; the first is what the bundle runs by default. In float16 ones, norms,
             softmax and the sinusoids of the timestep stay float32, and so do the graphs' inputs
@@ -136,10 +155,17 @@ def export_checkpoint(
         cpu_rewrites: What is rewritten in the graphs for processors, which lie beside the plain
             ones: names of `mutoscope.export.cpu_graphs.rewriting.REWRITES`; None takes all, and an
             empty one leaves those graphs out. There are none in float16.
+        reuse_layers: How many layers of the UNet's last up block run in steps that reuse the deep
+            features of an earlier step, at most all of them; 0 makes no graphs for such steps, None
+            takes 1.
+        bake_prompts: A text file of prompts, one on each line, whose encodings go into the bundle,
+            with that of the default negative prompt; None for none.
+        drop_text_encoder: Leave the text encoders and tokenizers out of the bundle, which then
+            takes no other prompts.
         force: Replace a bundle that exists.
         on_progress: Called at the start and at the end of each step.
-        **options: What goes with the checkpoint: motion adapter, LoRAs, another decoder, preset;
-            see `CheckpointOptions`.
+        **options: What goes with the checkpoint: motion adapter, LoRAs, another decoder, preset,
+            few-step LoRA; see `CheckpointOptions`.
 
     Raises:
         CheckpointError: The checkpoint cannot be opened, or not by any family.
@@ -153,21 +179,30 @@ def export_checkpoint(
     output = Path(output)
     started = time.perf_counter()
     check_output(output, force=force)
+    num_reused = check_reuse_layers(reuse_layers)
+    check_baking(bake_prompts, drop_text_encoder=drop_text_encoder)
     dtypes = parse_dtypes(dtype)
     stored = {dtype: choose_weight_type(dtype, weights) for dtype in dtypes}
     graphs = GraphPlan(dtypes, stored.get("float32", "float32"), check_rewrites(cpu_rewrites))
     with open_model(checkpoint, output.resolve().parent, **options) as (opened, family):
-        step_counts = check_step_counts(
-            default_step_counts(opened.preset)
-            if num_inference_steps is None
-            else num_inference_steps
+        check_takes_prompts(bake_prompts, family)
+        schedules, defaults = plan_schedules(
+            opened,
+            family,
+            schedulers=schedulers,
+            num_inference_steps=num_inference_steps,
+            few_step_scheduler=few_step_scheduler,
+            few_step_counts=few_step_counts,
         )
         plan = _ExportPlan(
             opened,
             family,
-            schedulers=make_schedulers(family.scheduler, schedulers),
-            step_counts=step_counts,
+            schedules=schedules,
+            defaults=defaults,
             graphs=graphs,
+            reuse_layers=num_reused,
+            prompts=bake_prompts,
+            drop_text_encoder=drop_text_encoder,
             weights=", ".join(dict.fromkeys(stored.values())),
             name=name or opened.name,
         )
@@ -183,9 +218,12 @@ class _ExportPlan:
 
     checkpoint: Checkpoint
     family: FamilyExport
-    schedulers: dict[str, Any]
-    step_counts: tuple[int, ...]
+    schedules: Mapping[str, PlannedSchedule]
+    defaults: DefaultsRecord
     graphs: GraphPlan
+    reuse_layers: int
+    prompts: str | Path | None
+    drop_text_encoder: bool
     weights: str
     name: str
 
@@ -196,41 +234,43 @@ def _export(
     """Write all files of the bundle into a folder; return its manifest and what was measured."""
     family = plan.family
     names = ["tokenizer"] if family.tokenizers else []
-    names += ["schedules", *family.component_makers, MANIFEST_NAME]
+    names += ["schedules", *_name_components(plan)]
+    names += [MANIFEST_NAME] if plan.prompts is None else [_PROMPTS, MANIFEST_NAME]
     steps = ExportSteps(names, on_progress)
     tokenizers: dict[str, TokenizerRecord] = {}
     if family.tokenizers:
         tokenizers = steps.run("tokenizer", lambda: _export_tokenizers(family, bundle))
     export_calibration_prompts(plan.checkpoint.folder, tokenizers, bundle)
-    schedules = steps.run(
-        "schedules", lambda: write_schedule_tables(plan.schedulers, plan.step_counts, bundle)
-    )
+    texts = [] if plan.prompts is None else read_texts(plan.prompts, tokenizers, bundle)
+    schedules = steps.run("schedules", lambda: write_schedule_tables(plan.schedules, bundle))
     components, reports = _export_components(plan, bundle, steps)
-    manifest = steps.run(
-        MANIFEST_NAME,
-        lambda: save_manifest(
-            Manifest(
-                name=plan.name,
-                family=family.family,
-                components=components,
-                tokenizers=tokenizers,
-                latents=family.latents,
-                limits=family.limits,
-                defaults=fit_default_steps(family.defaults, plan.step_counts),
-                schedules=schedules,
-                files=make_file_records(bundle),
-                guidance=family.guidance,
-                images=family.images,
-                conditions=family.conditions,
-                force_zeros_for_empty_prompt=family.force_zeros_for_empty_prompt,
-                provenance=make_provenance(
-                    plan.checkpoint, family, ", ".join(plan.graphs.dtypes), plan.weights
-                ),
-            ),
-            bundle,
+    manifest = Manifest(
+        name=plan.name,
+        family=family.family,
+        components=components,
+        tokenizers=tokenizers,
+        latents=family.latents,
+        limits=family.limits,
+        defaults=plan.defaults,
+        schedules=schedules,
+        files=make_file_records(bundle),
+        guidance=family.guidance,
+        images=family.images,
+        conditions=family.conditions,
+        force_zeros_for_empty_prompt=family.force_zeros_for_empty_prompt,
+        provenance=make_provenance(
+            plan.checkpoint,
+            family,
+            ", ".join(plan.graphs.dtypes),
+            plan.weights,
+            plan.reuse_layers,
         ),
     )
-    return manifest, reports
+    if texts:
+        bake = functools.partial(write_baked_prompts, drop_text_encoder=plan.drop_text_encoder)
+        manifest = steps.run(_PROMPTS, functools.partial(bake, manifest, bundle, texts))
+    manifest = steps.run(MANIFEST_NAME, functools.partial(save_manifest, manifest, bundle))
+    return manifest, {name: reports[name] for name in manifest.components}
 
 
 def parse_dtypes(dtype: str | Iterable[str]) -> tuple[str, ...]:
@@ -244,18 +284,6 @@ def parse_dtypes(dtype: str | Iterable[str]) -> tuple[str, ...]:
     if not dtypes:
         raise ParameterError("dtype is empty: use float32")
     return dtypes
-
-
-def default_step_counts(preset: Preset | None) -> tuple[int, ...]:
-    """Return the step counts of a bundle where the caller says nothing."""
-    return DEFAULT_STEP_COUNTS if preset is None else preset.step_counts
-
-
-def fit_default_steps(defaults: DefaultsRecord, step_counts: Sequence[int]) -> DefaultsRecord:
-    """Return defaults whose number of steps is one that the bundle has: the nearest."""
-    wanted = defaults.num_inference_steps
-    nearest = min(step_counts, key=lambda count: (abs(count - wanted), count))
-    return replace(defaults, num_inference_steps=nearest)
 
 
 class ExportSteps:
@@ -302,15 +330,37 @@ def _export_components(
     """Write all components, one in memory at a time; return their records and reports."""
     components: dict[str, ComponentRecord] = {}
     reports: dict[str, ComponentReport] = {}
-    for name, make_component in plan.family.component_makers.items():
-        record, nodes, rewrites = steps.run(
-            name, functools.partial(export_component, make_component, bundle, plan.graphs)
-        )
-        components[name] = record
+
+    def keep(name: str, exported: ExportedComponent, size_bytes: int) -> None:
+        components[name] = exported.record
         reports[name] = ComponentReport(
-            nodes, _measure_folder(bundle / name), steps.seconds[name], record.parity, rewrites
+            exported.nodes,
+            size_bytes,
+            steps.seconds[name],
+            exported.record.parity,
+            exported.rewrites,
         )
+
+    for name, make_component in plan.family.component_makers.items():
+        make = functools.partial(make_reusable, make_component, plan.reuse_layers)
+        exported = steps.run(name, functools.partial(export_component, make, bundle, plan.graphs))
+        size_bytes = _measure_folder(bundle / name)
+        keep(name, exported, size_bytes)
+        if plan.reuse_layers and is_reusable(name):
+            cut = functools.partial(export_reuse, name, exported, bundle)
+            shallow = steps.run(name_reuse(name), cut)
+            keep(name_reuse(name), shallow, _measure_folder(bundle / name) - size_bytes)
+    check_same_inputs(components)
     return components, reports
+
+
+def _name_components(plan: _ExportPlan) -> list[str]:
+    """The names of all components, in their order."""
+    names: list[str] = []
+    for name in plan.family.component_makers:
+        reuses = plan.reuse_layers and is_reusable(name)
+        names += [name, name_reuse(name)] if reuses else [name]
+    return names
 
 
 def _measure_folder(folder: Path) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from mutoscope.export.weight_files import (
 )
 
 if TYPE_CHECKING:
+    from mutoscope.export.few_step import FewStep
     from mutoscope.export.presets import Preset
 
 INDEX_NAME = "model_index.json"
@@ -59,6 +60,8 @@ class Checkpoint:
         vae: The folder of a VAE whose decoder takes the place of the checkpoint's.
         preview_vae: The folder of a VAE that decodes previews.
         preset: The settings of a few-step model.
+        few_step: The second denoiser, of few steps.
+        folders: For components that do not lie in a folder of their name, that of the folder.
     """
 
     folder: Path
@@ -70,6 +73,8 @@ class Checkpoint:
     vae: Path | None = None
     preview_vae: Path | None = None
     preset: Preset | None = None
+    few_step: FewStep | None = None
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     def component_folder(self, component: str) -> Path:
         """Return the folder of a component that must exist.
@@ -77,7 +82,7 @@ class Checkpoint:
         Raises:
             CheckpointError: model_index.json does not name it, or its folder is absent.
         """
-        folder = self.folder / component
+        folder = self.folder / self.folders.get(component, component)
         if component not in self.component_classes or not folder.is_dir():
             raise CheckpointError(
                 f"{self.name} has no {component}: it must be a whole pipeline, saved with "

@@ -58,13 +58,28 @@ class WrittenGraph:
     parity: tuple[ParityRecord, ...]
 
 
+@dataclass(frozen=True)
+class ExportedComponent:
+    """A component whose graphs are written.
+
+    Attributes:
+        nodes: How many its default graph has.
+        rewrites: How many places each rewrite for processors changed.
+        component: What it was made of, without the weights.
+        references: What the checkpoint computes, in float32.
+    """
+
+    record: ComponentRecord
+    nodes: int
+    rewrites: dict[str, int]
+    component: ComponentExport
+    references: tuple[Reference, ...]
+
+
 def export_component(
     make_component: Callable[[], ComponentExport], bundle: Path, plan: GraphPlan
-) -> tuple[ComponentRecord, int, dict[str, int]]:
-    """Write one component into the folder of a bundle.
-
-    Returns:
-        Its record, the number of nodes of its default graph, and what was rewritten for processors.
+) -> ExportedComponent:
+    """Write one component into the folder of a bundle, and return what was written.
 
     Raises:
         ExportError: It cannot be exported, or not to such a type.
@@ -103,7 +118,7 @@ def export_component(
         decoder=decoder,
         cpu_graphs={"float32": str(cpu_path)} if rewrites else {},
     )
-    return record, default.nodes, rewrites
+    return ExportedComponent(record, default.nodes, rewrites, component, references)
 
 
 def make_checked_references(

@@ -2,23 +2,41 @@
 
 A small or distilled model wants another guidance scale or number of steps than its family does, and
 diffusers has no place to say so. The file is a JSON object with some of the fields of
-`DefaultsRecord`, all but `scheduler`.
+`DefaultsRecord`, all but `scheduler`, and `few_step` where the checkpoint has a second denoiser.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mutoscope.export.checkpoint import load_json_object
 from mutoscope.export.errors import CheckpointError
-from mutoscope.runtime.errors import BundleError
+from mutoscope.export.scheduler_tables import check_step_counts
+from mutoscope.runtime.errors import BundleError, ParameterError
 from mutoscope.runtime.json_records import read_record, write_record
 from mutoscope.runtime.manifest import DefaultsRecord
 
 DEFAULTS_NAME = "mutoscope_defaults.json"
 # The scheduler is what the checkpoint's scheduler folder says.
 STATEABLE = tuple(field.name for field in fields(DefaultsRecord) if field.name != "scheduler")
+FEW_STEP = "few_step"
+
+
+@dataclass(frozen=True)
+class FewStepSettings:
+    """How the second denoiser of a checkpoint is sampled.
+
+    Attributes:
+        scheduler: Class name of diffusers or alias, as `ALIASES` has them.
+        num_inference_steps: The numbers of steps that it was made for, in order.
+        default_num_inference_steps: One of them.
+    """
+
+    scheduler: str = "lcm"
+    num_inference_steps: tuple[int, ...] = (1, 2, 4)
+    default_num_inference_steps: int = 4
 
 
 def apply_checkpoint_defaults(folder: Path, defaults: DefaultsRecord) -> DefaultsRecord:
@@ -31,14 +49,51 @@ def apply_checkpoint_defaults(folder: Path, defaults: DefaultsRecord) -> Default
     if not path.is_file():
         return defaults
     stated = load_json_object(path)
-    for name in stated:
-        if name not in STATEABLE:
-            raise CheckpointError(
-                f"{DEFAULTS_NAME} has {name!r}, which is not a default: use some of "
-                f"{', '.join(STATEABLE)}"
-            )
+    stated.pop(FEW_STEP, None)  # of another reader
+    _check_known(stated, STATEABLE, DEFAULTS_NAME)
     try:
         record = read_record(DefaultsRecord, {**write_record(defaults), **stated}, DEFAULTS_NAME)
     except BundleError as err:
         raise CheckpointError(str(err)) from err
     return replace(record, scheduler=defaults.scheduler)
+
+
+def read_few_step_settings(folder: Path) -> FewStepSettings | None:
+    """Return what the checkpoint's own file says of its second denoiser; None if nothing.
+
+    Raises:
+        CheckpointError: A field is absent, unknown, of the wrong type or out of range.
+    """
+    path = folder / DEFAULTS_NAME
+    stated = load_json_object(path) if path.is_file() else {}
+    if FEW_STEP not in stated:
+        return None
+    where, value = f"{DEFAULTS_NAME}: {FEW_STEP}", stated[FEW_STEP]
+    known = tuple(field.name for field in fields(FewStepSettings))
+    if isinstance(value, dict):
+        _check_known(value, known, where)
+        for name in known:
+            if name not in value:
+                raise CheckpointError(f"{where} lacks {name}: it must have {', '.join(known)}")
+    try:
+        settings = read_record(FewStepSettings, value, where)
+        counts = check_step_counts(settings.num_inference_steps)
+    except BundleError as err:
+        raise CheckpointError(str(err)) from err
+    except ParameterError as err:
+        raise CheckpointError(f"{where}: {err}") from err
+    default = settings.default_num_inference_steps
+    if default not in counts:
+        raise CheckpointError(
+            f"{where}: default_num_inference_steps is {default}; it must be one of "
+            f"num_inference_steps: use {counts[-1]}"
+        )
+    return replace(settings, num_inference_steps=counts)
+
+
+def _check_known(stated: Iterable[str], known: Sequence[str], where: str) -> None:
+    for name in stated:
+        if name not in known:
+            raise CheckpointError(
+                f"{where} has {name!r}, which is not a default: use some of {', '.join(known)}"
+            )

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 
 from mutoscope.engines.engine import Tensors
 from mutoscope.export.errors import ExportParityError
 from mutoscope.export.families.contract import ComponentExport
 from mutoscope.export.opening import open_model
+from mutoscope.export.reuse_export import find_reuse_layers, make_reusable
 from mutoscope.runtime.benchmarks.worker import Model, OpenModel, serve
 from mutoscope.runtime.manifest import MANIFEST_NAME, Manifest
 
@@ -48,8 +50,9 @@ class TorchModel:
                 f"the checkpoint gives {', '.join(family.component_makers)}, no {name}: the bundle "
                 "is of another one"
             )
-        component = family.component_makers[name]()
-        _check_same(component, Path(settings["bundle"]))
+        manifest = Manifest.load(Path(settings["bundle"]) / MANIFEST_NAME)
+        component = make_reusable(family.component_makers[name], find_reuse_layers(manifest))
+        _check_same(component, manifest)
         dtype = torch.float32 if component.float32_only else getattr(torch, settings["dtype"])
         self._outputs = tuple(component.outputs)
         self._module: Any = component.module.to(dtype)
@@ -72,7 +75,11 @@ class TorchModel:
         """Return the outputs for these inputs."""
         with torch.inference_mode():
             results = self._module(
-                **{name: torch.from_numpy(array) for name, array in feeds.items()}
+                # What may not be written to, torch takes with a warning only.
+                **{
+                    name: torch.from_numpy(np.require(array, requirements="W"))
+                    for name, array in feeds.items()
+                }
             )
         tensors = results if isinstance(results, tuple) else (results,)
         return {name: tensor.numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
@@ -94,9 +101,9 @@ def make_opener(settings: Mapping[str, Any]) -> OpenModel:
     return open_torch
 
 
-def _check_same(component: ComponentExport, bundle: Path) -> None:
+def _check_same(component: ComponentExport, manifest: Manifest) -> None:
     """Raise `ExportParityError` unless a bundle's component takes and returns the same."""
-    record = Manifest.load(bundle / MANIFEST_NAME).components[component.name]
+    record = manifest.components[component.name]
     if component.inputs != record.inputs or component.outputs != record.outputs:
         raise ExportParityError(
             f"{component.name} takes or returns other shapes than the checkpoint's: the bundle is "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import diffusers
 from mutoscope.export.library_noise import quiet_libraries
 from mutoscope.export.schedule import trace_schedule
 from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.schedule import ScheduleTable
 
 KARRAS = {"use_karras_sigmas": True}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
@@ -53,6 +55,23 @@ DEFINING_SETTINGS = {
 DEFAULT_STEP_COUNTS = tuple(range(1, 51))
 
 
+@dataclass(frozen=True)
+class PlannedSchedule:
+    """The tables that a bundle is to have of one scheduler.
+
+    Attributes:
+        scheduler: Of diffusers.
+        step_counts: A table for each.
+        denoiser: The component that runs all rows; None for the bundle's first denoiser.
+        guidance: Whether guidance may work in them.
+    """
+
+    scheduler: Any
+    step_counts: tuple[int, ...]
+    denoiser: str | None = None
+    guidance: bool = True
+
+
 def make_schedulers(own: Any, names: Iterable[str]) -> dict[str, Any]:
     """Return the schedulers by their short names, the checkpoint's own first.
 
@@ -65,41 +84,59 @@ def make_schedulers(own: Any, names: Iterable[str]) -> dict[str, Any]:
     """
     schedulers = {name_scheduler(type(own).__name__): own}
     for given in names:
-        class_name, settings = ALIASES.get(given.lower(), (given, {}))
-        name = given.lower() if given.lower() in ALIASES else name_scheduler(class_name)
-        if name in schedulers:
-            continue
-        scheduler_class = getattr(diffusers, class_name, None)
-        if scheduler_class is None or not class_name.endswith("Scheduler"):
-            raise ParameterError(
-                f"scheduler {given!r} is unknown: use a class name of diffusers or one of "
-                f"{', '.join(ALIASES)}"
-            )
-        _check_compatible(own, scheduler_class)
-        overrides = {**_make_overrides(own, scheduler_class), **settings}
-        with quiet_libraries():
-            schedulers[name] = scheduler_class.from_config(own.config, **overrides)
+        name, scheduler = make_scheduler(own, given)
+        schedulers.setdefault(name, scheduler)
     return schedulers
 
 
+def make_scheduler(own: Any, given: str) -> tuple[str, Any]:
+    """Return a scheduler with the configuration of another, and its short name.
+
+    Args:
+        own: The checkpoint's scheduler.
+        given: A class name of diffusers or an alias.
+
+    Raises:
+        ParameterError: The name is unknown, or the scheduler does not fit the checkpoint.
+    """
+    class_name, settings = ALIASES.get(given.lower(), (given, {}))
+    name = given.lower() if given.lower() in ALIASES else name_scheduler(class_name)
+    scheduler_class = getattr(diffusers, class_name, None)
+    if scheduler_class is None or not class_name.endswith("Scheduler"):
+        raise ParameterError(
+            f"scheduler {given!r} is unknown: use a class name of diffusers or one of "
+            f"{', '.join(ALIASES)}"
+        )
+    _check_compatible(own, scheduler_class)
+    overrides = {**_make_overrides(own, scheduler_class), **settings}
+    with quiet_libraries():
+        return name, scheduler_class.from_config(own.config, **overrides)
+
+
 def write_schedule_tables(
-    schedulers: Mapping[str, Any], step_counts: Sequence[int], bundle: Path
+    planned: Mapping[str, PlannedSchedule], bundle: Path
 ) -> dict[str, dict[str, str]]:
-    """Trace every scheduler at every number of steps; return the manifest's `schedules`.
+    """Trace every scheduler at each of its step counts; return the manifest's `schedules`.
 
     Raises:
         ScheduleError: A scheduler is not linear, or cannot run this number of steps.
     """
     (bundle / "schedules").mkdir(parents=True, exist_ok=True)
     schedules: dict[str, dict[str, str]] = {}
-    for name, scheduler in schedulers.items():
+    for name, schedule in planned.items():
         tables = schedules.setdefault(name, {})
-        for count in step_counts:
+        for count in schedule.step_counts:
             tables[str(count)] = f"schedules/{name}_{count}.json"
-            with quiet_libraries():
-                table = trace_schedule(scheduler, count, step_kwargs=_make_step_kwargs(scheduler))
-            table.save(bundle / tables[str(count)])
+            _make_table(schedule, count).save(bundle / tables[str(count)])
     return schedules
+
+
+def _make_table(schedule: PlannedSchedule, step_count: int) -> ScheduleTable:
+    scheduler = schedule.scheduler
+    with quiet_libraries():
+        table = trace_schedule(scheduler, step_count, step_kwargs=_make_step_kwargs(scheduler))
+    rows = tuple(replace(row, guidance=schedule.guidance) for row in table.rows)
+    return replace(table, denoiser=schedule.denoiser, rows=rows)
 
 
 def name_scheduler(class_name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from mutoscope.calibration.reuse_graphs import name_reuse, name_reuse_graph
 from mutoscope.export.bundle_export import ComponentReport, ExportReport, ExportSteps, OnProgress
 from mutoscope.export.component_export import (
     FLOAT16_GRAPH_NAME,
@@ -20,7 +21,9 @@ from mutoscope.export.errors import ExportParityError
 from mutoscope.export.families.contract import ComponentExport, FamilyExport
 from mutoscope.export.mapped_weights import release_pages
 from mutoscope.export.opening import CheckpointOptions, open_model
-from mutoscope.export.parity import check_parity, measure_parity
+from mutoscope.export.parity import Reference, check_parity, measure_parity
+from mutoscope.export.prompt_baking import leave_out_dropped
+from mutoscope.export.reuse_export import find_reuse_layers, make_reusable, write_reuse_graph
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.bundle_writer import edit_bundle, make_file_record, save_manifest
 from mutoscope.runtime.errors import OutputError, ParameterError
@@ -63,22 +66,30 @@ def add_float16(
     started = time.perf_counter()
     opened = Bundle.open(bundle)
     _check_variants(opened, force=force)
-    paths = {
-        name: record.variants.get("float16", f"{name}/{FLOAT16_GRAPH_NAME}")
-        for name, record in opened.manifest.components.items()
-    }
+    paths = _name_graphs(opened.manifest)
+    reuse_layers = find_reuse_layers(opened.manifest)
     replaced = [file for path in paths.values() for file in _list_files(path)]
     with open_model(checkpoint, opened.path.resolve().parent, **options) as (_, family):
+        family = leave_out_dropped(family, opened.manifest)
         _check_components(opened.manifest, family)
-        steps = ExportSteps([*family.component_makers, MANIFEST_NAME], on_progress)
+        steps = ExportSteps([*paths, MANIFEST_NAME], on_progress)
         written: dict[str, WrittenGraph] = {}
         with edit_bundle(opened, without=replaced) as folder:
             for name, make_component in family.component_makers.items():
+                make = functools.partial(make_reusable, make_component, reuse_layers)
                 path = PurePosixPath(paths[name])
-                work = functools.partial(_write_float16, make_component, opened, folder, path)
-                graph = steps.run(name, work)
-                if graph is not None:
-                    written[name] = graph
+                work = functools.partial(_write_float16, make, opened, folder, path)
+                exported = steps.run(name, work)
+                if exported is None:
+                    continue
+                component, written[name], references = exported
+                if name_reuse(name) in paths:
+                    cut = functools.partial(
+                        write_reuse_graph, component, folder / path, "float16", references
+                    )
+                    reuse, parity = steps.run(name_reuse(name), cut)
+                    shallow = WrittenGraph(paths[name_reuse(name)], reuse.nodes, parity)
+                    written[name_reuse(name)] = shallow
             added = _add_graphs(opened.manifest, written, folder)
             manifest = steps.run(MANIFEST_NAME, lambda: save_manifest(added, folder))
     reports = {
@@ -86,6 +97,17 @@ def add_float16(
     }
     size_bytes = sum(record.size_bytes for record in manifest.files.values())
     return ExportReport(opened.path, manifest, reports, size_bytes, time.perf_counter() - started)
+
+
+def _name_graphs(manifest: Manifest) -> dict[str, str]:
+    """The path of the float16 graph of each component, whether it is there or not."""
+    paths: dict[str, str] = {}
+    for name, record in manifest.components.items():
+        if record.weights_of is None:
+            paths[name] = record.variants.get("float16", f"{name}/{FLOAT16_GRAPH_NAME}")
+        else:
+            paths[name] = name_reuse_graph(paths[record.weights_of])
+    return paths
 
 
 def _check_variants(bundle: Bundle, *, force: bool) -> None:
@@ -103,7 +125,8 @@ def _check_variants(bundle: Bundle, *, force: bool) -> None:
 
 
 def _check_components(manifest: Manifest, family: FamilyExport) -> None:
-    bundle = f"{manifest.family} with {', '.join(manifest.components)}"
+    whole = (name for name, record in manifest.components.items() if record.weights_of is None)
+    bundle = f"{manifest.family} with {', '.join(whole)}"
     checkpoint = f"{family.family} with {', '.join(family.component_makers)}"
     if bundle != checkpoint:
         raise ExportParityError(
@@ -116,8 +139,12 @@ def _write_float16(
     bundle: Bundle,
     folder: Path,
     path: PurePosixPath,
-) -> WrittenGraph | None:
-    """Write the float16 graph of one component; None for one that stays in float32."""
+) -> tuple[ComponentExport, WrittenGraph, tuple[Reference, ...]] | None:
+    """Write the float16 graph of one component; None for one that stays in float32.
+
+    Returns:
+        The component without its weights, its graph, and what that was compared with.
+    """
     component = make_component()
     record = bundle.find_component(component.name)
     if (component.inputs, component.outputs) != (record.inputs, record.outputs):
@@ -133,7 +160,8 @@ def _write_float16(
         check_parity(component, measure_parity(component, float32_graph, references), "float32")
     except ExportParityError as err:
         raise ExportParityError(f"{err}: {_ANOTHER}") from err
-    return write_graph(component, folder, path, "float16", "float16", references)
+    graph = write_graph(component, folder, path, "float16", "float16", references)
+    return component, graph, references
 
 
 def _add_graphs(manifest: Manifest, written: Mapping[str, WrittenGraph], folder: Path) -> Manifest:

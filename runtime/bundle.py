@@ -211,8 +211,14 @@ def find_external_data(manifest: Manifest, component: ComponentRecord, graph: st
 
     They are in its folder. One whose name is that of a graph with more behind it, as in
     model.onnx.data, is that graph's alone; a graph for processors without any reads those of the
-    plain graph of its variant. One of another name may be read by every graph.
+    plain graph of its variant. One of another name may be read by every graph. What was cut out of
+    another component (`weights_of`) reads what that one's graph of the same variant and kind does.
+
+    Raises:
+        BundleError: There is no such component, or it has no such graph.
     """
+    if component.weights_of is not None:
+        component, graph = _find_whole(manifest, component, graph)
     folder = graph.rpartition("/")[0]
     names = [name for name in manifest.files if name.rpartition("/")[0] == folder]
     graphs = [name for name in names if name.endswith(".onnx")]
@@ -225,6 +231,25 @@ def find_external_data(manifest: Manifest, component: ComponentRecord, graph: st
         variants = (v for v, cpu_graph in component.cpu_graphs.items() if cpu_graph == graph)
         graph = next((component.variants[variant] for variant in variants), graph)
     return [name for name, owner in owners.items() if owner in (graph, None)]
+
+
+def _find_whole(
+    manifest: Manifest, component: ComponentRecord, graph: str
+) -> tuple[ComponentRecord, str]:
+    """The component that a component was cut out of, and its graph that a graph was cut out of."""
+    whole = manifest.components.get(str(component.weights_of))
+    if whole is not None:
+        for graphs, sources in (
+            (component.variants, whole.variants),
+            (component.cpu_graphs, whole.cpu_graphs),
+        ):
+            for variant, path in graphs.items():
+                if path == graph and variant in sources:
+                    return whole, sources[variant]
+    raise BundleError(
+        f"{MANIFEST_NAME}: {graph} has the weights of {component.weights_of}, which has no such "
+        "graph: export again"
+    )
 
 
 def list_graph_files(manifest: Manifest, component: ComponentRecord, graph: str) -> list[str]:

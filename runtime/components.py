@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from mutoscope.engines.engine import Array, Engine
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import DEFAULT_ENGINE, TENSORRT_MODULES, EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.engine_choice import FoundGraph, GraphFinder, Shapes, open_found
-from mutoscope.runtime.errors import EngineError, ParameterError
-from mutoscope.runtime.manifest import DENOISERS, LATENTS
+from mutoscope.runtime.errors import EngineError
+from mutoscope.runtime.manifest import LATENTS, is_denoiser
+from mutoscope.runtime.row_plan import find_first_denoiser
 from mutoscope.runtime.timings import Timings
 
 # The fields of Timings, which name the usual components.
@@ -51,11 +52,8 @@ class Components:
 
     @property
     def denoiser(self) -> str:
-        """The name of the component that denoises; raises `ParameterError`."""
-        for name in DENOISERS:
-            if name in self._bundle.manifest.components:
-                return name
-        raise ParameterError(f"this bundle has no denoiser: it needs {' or '.join(DENOISERS)}")
+        """The first component that denoises; raises `ParameterError`."""
+        return find_first_denoiser(self._bundle.manifest)
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -126,6 +124,10 @@ class Components:
         self._found.pop(name, None)
         self._engines[name] = engine
 
+    def is_replaced(self, name: str) -> bool:
+        """Whether a component runs on an engine that the caller opened; see `replace`."""
+        return name in self._engines and name not in self._found
+
     def check_tiles(self, name: str) -> None:
         """Raise `EngineError` unless a decoder can run in tiles."""
         if self._options.engine in TENSORRT_MODULES:
@@ -181,15 +183,16 @@ class Components:
         timings: Timings,
         feeds: Mapping[str, Array],
         outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> dict[str, Array]:
         """Run a component on what `make_feeds` returned; see `run_all` and `Engine.run`."""
         shapes = {input_name: array.shape for input_name, array in feeds.items()}
         engine = self.load(name, timings, shapes)
         with timings.measure("seconds_load"):
             engine.prepare(shapes)
-        part = f"seconds_{'denoiser' if name in DENOISERS else name}"
+        part = f"seconds_{'denoiser' if is_denoiser(name) else name}"
         with timings.measure(part if part in TIMED_PARTS else "seconds_other"):
-            return engine.run(feeds, outputs)
+            return engine.run(feeds, outputs, wanted)
 
     def make_feeds(self, name: str, sources: dict[str, Array]) -> dict[str, Array]:
         """Return an array for each input of a component, of the type that its graph declares.

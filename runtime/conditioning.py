@@ -8,24 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mutoscope.engines.engine import Array
+from mutoscope.runtime.baked_prompts import BakedPrompts, load_baked_prompts
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.components import Components
-from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.errors import BundleError, ParameterError
 from mutoscope.runtime.manifest import (
     DECODERS,
-    DENOISERS,
     NOISE,
     PROMPT_EMBEDS,
     ZEROS,
     ComponentRecord,
     Manifest,
+    is_denoiser,
 )
 from mutoscope.runtime.noise import NoiseGenerator
+from mutoscope.runtime.prompt_cache import PromptCache, make_key
 from mutoscope.runtime.sampler import F32
 from mutoscope.runtime.settings import Settings
 from mutoscope.runtime.timings import Timings
@@ -53,18 +56,22 @@ class PromptInput:
 
 
 class ConditionEncoder:
-    """Runs the components of a bundle that encode conditions."""
+    """Runs the components of a bundle that encode conditions.
+
+    What text encoders made of a prompt is kept, whether they stay in memory or not.
+    """
 
     def __init__(self, bundle: Bundle, components: Components) -> None:
         """Prepare; nothing is loaded yet."""
         self._bundle = bundle
         self._components = components
         self._tokenizers: dict[str, TextTokenizer] = {}
+        self._cache = PromptCache()
         manifest = bundle.manifest
         self._encoders = {
             name: record
             for name, record in manifest.components.items()
-            if name not in (*DENOISERS, *DECODERS)
+            if not is_denoiser(name) and name not in DECODERS
         }
         self._prompt_sources = set(manifest.tokenizers)
         for record in self._encoders.values():
@@ -77,8 +84,33 @@ class ConditionEncoder:
         return bool(self.prompt_embeds)
 
     @property
-    def _encoded_sources(self) -> set[str]:
-        return {output for record in self._encoders.values() for output in record.outputs}
+    def text_encoders(self) -> dict[str, ComponentRecord]:
+        """The components that take a prompt, by their names in the bundle."""
+        encoders = self._encoders.items()
+        return {name: record for name, record in encoders if self._depends_on_prompt(record)}
+
+    @property
+    def baked_texts(self) -> tuple[str, ...]:
+        """The texts that need no text encoder; raises `BundleError`."""
+        return () if self._baked is None else self._baked.texts
+
+    @cached_property
+    def _baked(self) -> BakedPrompts | None:
+        """The bundle's baked prompts, with all that its components make of a text."""
+        baked = load_baked_prompts(self._bundle)
+        if baked is not None:
+            for record in self.text_encoders.values():
+                for output in record.outputs.keys() - baked.outputs:
+                    raise BundleError(
+                        f"{self._bundle.manifest.prompts} has no {output}, which a text encoder of "
+                        "this bundle makes: export again"
+                    )
+        return baked
+
+    @property
+    def _has_text_encoder(self) -> bool:
+        made = {output for record in self._encoders.values() for output in record.outputs}
+        return made >= set(self.prompt_embeds)
 
     @property
     def prompt_embeds(self) -> dict[str, str]:
@@ -108,10 +140,12 @@ class ConditionEncoder:
             )
         if text is not None and not isinstance(text, str):
             raise ParameterError(f"{name} is a {type(text).__name__}; it must be a string")
-        if text is not None and not self._encoded_sources >= set(self.prompt_embeds):
-            raise ParameterError(
-                f"{name} is a text, but this bundle has no text encoder: give {name}_embeds"
-            )
+        if text is not None and not self._has_text_encoder:
+            if self._baked is None:
+                raise ParameterError(
+                    f"{name} is a text, but this bundle has no text encoder: give {name}_embeds"
+                )
+            self._baked.check(text)
         if embeds is None:
             return PromptInput(name, text)
         return PromptInput(name, None, self._check_embeds(f"{name}_embeds", embeds))
@@ -143,13 +177,39 @@ class ConditionEncoder:
                     known.update(outputs)
             self._components.release(name)
         for unconditional in passes[1:]:
+            # A prompt without a text is zeros. What was not given of the first prompt either is not
+            # there; whatever takes it says so.
+            missing = set(self.prompt_embeds) & set(passes[0]) - set(unconditional)
+            unconditional |= {source: np.zeros_like(passes[0][source]) for source in missing}
             self._zero_unconditional(unconditional)
         return passes
+
+    def encode_text(self, text: str, timings: Timings) -> dict[str, F32]:
+        """Return what the text encoders make of a text, by the names of their outputs.
+
+        Raises:
+            EngineError: A text encoder takes more than the text.
+            ParameterError: The text has more tokens than they take.
+        """
+        prompt = PromptInput("prompt", text)
+        known = self._start_pass(prompt, {}, timings)
+        for name, record in self.text_encoders.items():
+            self._encode_prompts(name, record, [prompt], [known], timings)
+        return {
+            output: known[output]
+            for record in self.text_encoders.values()
+            for output in record.outputs
+        }
 
     def _start_pass(self, prompt: PromptInput, values: Values, timings: Timings) -> Values:
         """What is known before any encoder runs."""
         known: Values = {**values, **prompt.embeds}
-        if prompt.text is not None:
+        if prompt.text is None:
+            return known
+        if self._baked is not None and prompt.text in self._baked:
+            with timings.measure("seconds_load"):
+                known |= self._baked.read(prompt.text)
+        else:
             for source in self._bundle.manifest.tokenizers:
                 tokenizer = self._load_tokenizer(source, timings)
                 known[source] = tokenizer.encode(prompt.name, prompt.text)
@@ -165,14 +225,21 @@ class ConditionEncoder:
     ) -> None:
         """Run a text encoder for each pass that has not its outputs already."""
         for prompt, known in zip(prompts, passes, strict=True):
-            if set(record.outputs) <= set(known):
-                continue
-            if prompt.text is None:
-                # What was not given of a prompt either is not there; whatever takes it says so.
-                missing = [o for o in record.outputs if o not in known and o in passes[0]]
-                known.update({output: np.zeros_like(passes[0][output]) for output in missing})
-            else:
-                known.update(self._components.run_all(name, timings, known))
+            if prompt.text is not None and not set(record.outputs) <= set(known):
+                known.update(self._run_text_encoder(name, timings, known))
+
+    def _run_text_encoder(self, name: str, timings: Timings, known: Values) -> Values:
+        """What a text encoder makes of a prompt, or made of it before."""
+        feeds = self._components.make_feeds(name, known)
+        if self._components.is_replaced(name):
+            # What it makes is its own, and it may be there to see what it is fed.
+            return self._components.run_feeds(name, timings, feeds)
+        key = make_key(name, feeds)
+        outputs = self._cache.find(key)
+        if outputs is None:
+            outputs = self._components.run_feeds(name, timings, feeds)
+            self._cache.add(key, outputs)
+        return outputs
 
     def _zero_unconditional(self, values: Values) -> None:
         denoiser = self._bundle.find_component(self._components.denoiser)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from mutoscope.engines.engine import Array
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.components import Components
-from mutoscope.runtime.decoding import U8, DecodePlan, OnRun, Shape, decode, plan_decode
+from mutoscope.runtime.decoding import (
+    U8,
+    DecodePlan,
+    OnRun,
+    Shape,
+    decode_chunks,
+    join_chunks,
+    plan_decode,
+)
 from mutoscope.runtime.manifest import LATENTS, VAE_DECODER
 from mutoscope.runtime.sampler import F32
 from mutoscope.runtime.timings import Timings
@@ -46,7 +56,23 @@ def decode_latents(
     on_run: OnRun | None = None,
     name: str = VAE_DECODER,
 ) -> U8:
-    """Return the frames of clean latents, uint8 [F, H, W, 3]; with low memory, free the decoder.
+    """Return all frames of clean latents, uint8 [F, H, W, 3]; see `decode_in_chunks`."""
+    chunks = decode_in_chunks(components, latents, plan, timings, on_run=on_run, name=name)
+    return join_chunks(chunks, plan, latents.shape)
+
+
+def decode_in_chunks(
+    components: Components,
+    latents: F32,
+    plan: DecodePlan,
+    timings: Timings,
+    *,
+    on_run: OnRun | None = None,
+    name: str = VAE_DECODER,
+) -> Generator[U8, None, None]:
+    """Yield the frames of clean latents as they are decoded, each chunk uint8 [f, H, W, 3].
+
+    With low memory, the decoder is freed when the last one is there, or the generator is closed.
 
     Args:
         components: Those of the bundle that the plan was made for.
@@ -67,11 +93,17 @@ def decode_latents(
 
     try:
         if plan.tiles is None:
-            return decode(run, latents, plan, on_run)
+            yield from decode_chunks(run, latents, plan, on_run)
+            return
         # The whole decoder may be in memory from an earlier call.
         components.unload(name)
         open_graph = components.make_opener(name)
-        with timings.measure(f"seconds_{name}"):
-            return decode(run, latents, plan, on_run, open_graph=open_graph)
+        chunks = decode_chunks(run, latents, plan, on_run, open_graph=open_graph)
+        while True:
+            with timings.measure(f"seconds_{name}"):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
     finally:
         components.release(name)

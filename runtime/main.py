@@ -41,6 +41,10 @@ COMMANDS = {
         "mutoscope.runtime.commands.doctor:doctor",
         "Show what this machine has to run bundles with, what it lacks, and what would add it.",
     ),
+    "evaluate": (
+        "mutoscope.runtime.commands.evaluate:evaluate",
+        "Measure how steady clips are over time (needs mutoscope[evaluate]).",
+    ),
     "export": (
         "mutoscope.export.commands.export:export",
         "Make a bundle from a checkpoint (needs mutoscope[export]).",
@@ -57,6 +61,10 @@ COMMANDS = {
         "mutoscope.runtime.commands.inspect:inspect",
         "Show what a bundle is and what it allows.",
     ),
+    "tune": (
+        "mutoscope.calibration.commands.tune:tune",
+        "Find the steps of a schedule that can do with less work, and add them as a plan.",
+    ),
     "verify": (
         "mutoscope.runtime.commands.verify:verify",
         "Check that a bundle is whole and works.",
@@ -65,6 +73,7 @@ COMMANDS = {
 # Modules that the lean installation does not have, by the extra that brings them.
 EXTRAS = {
     "calibrate": ("onnx_ir",),
+    "evaluate": ("cv2",),
     "export": (
         "torch",
         "diffusers",

@@ -28,7 +28,8 @@ SIZES = ("num_frames", "height", "width", "frame_rate")
 PROMPT_EMBEDS = ("prompt_embeds", "pooled_prompt_embeds")
 SOURCES = (LATENTS, TIMESTEP, NOISE, *SIZES, *PROMPT_EMBEDS)
 
-# A bundle has one of them.
+# What denoisers are called, with anything after it: a bundle has at least one, and the first is the
+# one that runs where a schedule table names none.
 DENOISERS = ("unet", "transformer")
 VAE_DECODER = "vae_decoder"
 PREVIEW_DECODER = "preview_decoder"
@@ -83,6 +84,9 @@ class ComponentRecord:
     with the same weights, or, of "int8", another with weights of its own. A decoder says what it
     costs; its tiles are cut out of the variant "float32", or the default one where that is not
     there.
+
+    One that was cut out of another component names it as `weights_of`: its graphs have no data
+    files of their own, but read those of that component's graphs of the same variant and kind.
     """
 
     variants: dict[str, str]
@@ -92,6 +96,7 @@ class ComponentRecord:
     parity: tuple[ParityRecord, ...] = ()
     decoder: DecoderRecord | None = None
     cpu_graphs: dict[str, str] = field(default_factory=dict)
+    weights_of: str | None = None
 
     def choose_variant(self, variant: str | None) -> str:
         """Return the variant to run: the one that was asked for if there is one, or the default."""
@@ -190,6 +195,8 @@ class DefaultsRecord:
     Attributes:
         min_guidance_scale: If there is one, guidance rises evenly over the frames of a clip, from
             this to guidance_scale.
+        guidance_passes: "separate" or "batched", whichever was measured to be faster; see
+            `VideoPipeline.generate`.
     """
 
     scheduler: str
@@ -201,6 +208,7 @@ class DefaultsRecord:
     frame_rate: float
     negative_prompt: str = ""
     min_guidance_scale: float | None = None
+    guidance_passes: str = "separate"
 
 
 @dataclass(frozen=True)
@@ -220,6 +228,8 @@ class Manifest:
         conditions: The numbers that the user may set, by name.
         force_zeros_for_empty_prompt: Without a negative prompt, the unconditional pass gets zeros
             in place of the encoding of an empty text.
+        prompts: The path of a safetensors file with what the text encoders made of some prompts
+            (docs/bundle.md), for devices without them; None if there are none.
     """
 
     name: str
@@ -235,6 +245,7 @@ class Manifest:
     images: dict[str, ImageRecord] = field(default_factory=dict)
     conditions: dict[str, ConditionRecord] = field(default_factory=dict)
     force_zeros_for_empty_prompt: bool = False
+    prompts: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -297,6 +308,7 @@ class Manifest:
                         f"{MANIFEST_NAME}: components: {name} has a CPU graph of {variant!r}, "
                         "which is not among its variants"
                     )
+            self._check_weights(name, component)
         self._check_sources()
         for scheduler, tables in self.schedules.items():
             for count in tables:
@@ -309,6 +321,23 @@ class Manifest:
             raise BundleError(
                 f"{MANIFEST_NAME}: defaults: scheduler {self.defaults.scheduler!r} has no schedules"
             )
+
+    def _check_weights(self, name: str, component: ComponentRecord) -> None:
+        """What reads another component's weights needs a graph there for each of its own."""
+        if component.weights_of is None:
+            return
+        owner = self.components.get(component.weights_of)
+        if owner is None or owner.weights_of is not None:
+            raise BundleError(
+                f"{MANIFEST_NAME}: components: {name} has the weights of {component.weights_of!r}, "
+                "which is no component with weights of its own"
+            )
+        for variant in (*component.variants, *component.cpu_graphs):
+            if variant not in owner.variants:
+                raise BundleError(
+                    f"{MANIFEST_NAME}: components: {name} has a variant {variant!r}, which "
+                    f"{component.weights_of}, whose weights it has, lacks"
+                )
 
     def _check_sources(self) -> None:
         """Every input has a source that is known when its component runs."""
@@ -327,7 +356,10 @@ class Manifest:
                         f"{tensor.unconditional!r}, which this mutoscope does not know (known: "
                         f"{ZEROS}): pip install --upgrade mutoscope"
                     )
-            if name not in (*DENOISERS, *DECODERS):
+            if is_denoiser(name):
+                # What it returns beside the model output is for other denoisers.
+                known += list(component.outputs)[1:]
+            elif name not in DECODERS:
                 known += component.outputs
 
     def _referenced_paths(self) -> list[str]:
@@ -339,7 +371,14 @@ class Manifest:
                 paths += [tiles.head, *(stage.graph for stage in tiles.stages)]
         for tables in self.schedules.values():
             paths.extend(tables.values())
+        if self.prompts is not None:
+            paths.append(self.prompts)
         return paths
+
+
+def is_denoiser(name: str) -> bool:
+    """Whether a component of this name makes model outputs for the sampler."""
+    return name.startswith(DENOISERS)
 
 
 def check_relative_path(path: str) -> None:

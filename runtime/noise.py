@@ -102,6 +102,23 @@ class NoiseGenerator:
             self._next_words(values.size - whole)
             self._fill_blocks(values[-BLOCK:])
 
+    def permutation(self, count: int) -> NDArray[np.int64]:
+        """Return the numbers from 0 to count - 1 in the next random order of the stream.
+
+        Equals torch.randperm(count, generator=...).
+
+        Args:
+            count: At least 1.
+
+        Returns:
+            A new int64 array [count].
+        """
+        order = np.arange(count)
+        for index, word in enumerate(self._next_words(count - 1).tolist()):
+            other = index + word % (count - index)
+            order[index], order[other] = order[other], order[index]
+        return order
+
     def _next_words(self, count: int) -> U32:
         """The next 32-bit outputs of the Mersenne Twister."""
         return self._words.integers(0, 0xFFFFFFFF, size=count, dtype=np.uint32, endpoint=True)

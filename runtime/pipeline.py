@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,24 +25,26 @@ from mutoscope.runtime.components import Components
 from mutoscope.runtime.conditioning import (
     ConditionEncoder,
     PromptInput,
-    Values,
     check_array,
     make_values,
 )
-from mutoscope.runtime.decoder import decode_latents, make_decode_plan
+from mutoscope.runtime.decoder import decode_in_chunks, decode_latents, make_decode_plan
 from mutoscope.runtime.decoding import DecodePlan, OnRun
-from mutoscope.runtime.errors import EngineError, ParameterError
-from mutoscope.runtime.guidance import GuidancePasses, GuidedDenoiser, check_guidance_passes
+from mutoscope.runtime.denoising import ClipDenoiser
+from mutoscope.runtime.errors import CancelledError, EngineError, ParameterError
+from mutoscope.runtime.guidance import GuidancePasses
 from mutoscope.runtime.manifest import PREVIEW_DECODER, VAE_DECODER
-from mutoscope.runtime.noise import NoiseGenerator, make_noise_source
+from mutoscope.runtime.noise import NoiseGenerator
 from mutoscope.runtime.preview import OnPreview, check_preview, make_preview_step
-from mutoscope.runtime.sampler import F32, OnStep, denoise
+from mutoscope.runtime.sampler import F32, OnStep
 from mutoscope.runtime.settings import Settings, make_settings
 from mutoscope.runtime.timings import Timings
 from mutoscope.runtime.video import Video
 
 if TYPE_CHECKING:
     from mutoscope.runtime.images import ImageInput
+
+OnFrames: TypeAlias = Callable[[Video], object]
 
 
 class VideoPipeline:
@@ -206,10 +209,13 @@ class VideoPipeline:
         frame_rate: float | None = None,
         conditions: Mapping[str, float] | None = None,
         scheduler: str | None = None,
-        guidance_passes: GuidancePasses = "separate",
+        guidance_passes: GuidancePasses | None = None,
+        context_length: int | None = None,
+        context_stride: int | None = None,
         on_step: OnStep | None = None,
         on_preview: OnPreview | None = None,
         on_decode: OnRun | None = None,
+        on_frames: OnFrames | None = None,
     ) -> Video:
         """Return a video of a prompt, an image or both, as the bundle takes them.
 
@@ -227,29 +233,39 @@ class VideoPipeline:
             latents: Start noise, float32 [1, C, F, H, W], standard normal (the schedule table
                 scales it), in place of the one that the seed gives. It sets the size of the clip.
             seed: From 0 to 2^64 - 1. None draws one; `video.seed` has it.
-            num_inference_steps: A number of steps that the bundle has a table for.
+            num_inference_steps: A number of steps that the bundle has a table for; without it, the
+                default one, or where the scheduler has none of that, the most up to 25.
             guidance_scale: Weight of the prompt, at least 1; 1 is off and takes half the time.
             min_guidance_scale: Guidance of the first frame, at least 1; from there it rises evenly
                 to guidance_scale at the last.
-            num_frames: Frames; 1 makes an image.
+            num_frames: Frames; 1 makes an image. Above what the bundle's denoiser takes at once,
+                it works in context windows.
             height: Pixels.
             width: Pixels.
             frame_rate: Frames per second of the video; some denoisers are told.
             conditions: Numbers that the bundle's denoiser takes, by name, such as
                 {"motion_bucket_id": 127}.
-            scheduler: A scheduler of the bundle, by class name or short name ("euler-ancestral").
+            scheduler: A scheduler of the bundle, by class name or short name ("euler-ancestral");
+                without it, the default one, or the first that has a table of num_inference_steps.
             guidance_passes: How the denoiser runs where guidance is on: "separate" for the prompt
                 and the negative prompt one after the other, "batched" for both at once; the same
                 within rounding, with twice the memory, and faster only on some devices.
+            context_length: Frames of latents that the denoiser sees at once, in windows over the
+                clip; without it, all, or the most that the bundle allows.
+            context_stride: From the start of a window to that of the next; without it, half a
+                window.
             on_step: Called after each step with a `StepInfo`; returns False to cancel.
             on_preview: Called after each step with a `PreviewInfo`, the frames as the model takes
                 them to be; for a bundle with a preview decoder.
             on_decode: Called after each run of the decoder with a `DecodeProgress`; returns False
                 to cancel.
+            on_frames: Called with a part of the video as soon as its frames are decoded, all else
+                being that of the whole; returns False to cancel. The frames are not kept for the
+                video that is returned, so that memory does not grow with the clip.
 
         Raises:
             BundleError: A file of the bundle is damaged.
-            CancelledError: on_step or on_decode asked to stop.
+            CancelledError: on_step, on_decode or on_frames asked to stop.
             EngineError: A graph cannot be loaded or run.
             ParameterError: An argument is not allowed; the message names a value that is.
 
@@ -273,27 +289,52 @@ class VideoPipeline:
                 num_frames=num_frames,
                 frame_rate=frame_rate,
                 conditions=conditions,
+                context_length=context_length,
+                context_stride=context_stride,
             )
             prompts = self._make_prompts(
                 settings, prompt, prompt_embeds, negative_prompt, negative_prompt_embeds
             )
-            denoiser = self.bundle.find_component(self._components.denoiser)
-            check_guidance_passes(denoiser, guidance_passes)
+            with timings.measure("seconds_load"):
+                denoiser = ClipDenoiser(self.bundle, self._components, settings, guidance_passes)
             values = make_values(self.bundle.manifest, settings, image)
             plan = make_decode_plan(self.bundle, settings.latents_shape, self._memory_limit_bytes)
-            self._check_engines(settings, plan, guidance_passes)
+            denoiser.check_engines()
+            self._check_decoder(settings, plan)
             if on_preview is not None:
+                check_preview(self.bundle.manifest.components, denoiser.table)
                 on_step = self._make_preview_step(settings, timings, on_preview, on_step)
             # One stream, as in diffusers: the noise of the encoders, of the start, of the steps.
             generator = NoiseGenerator(settings.seed)
             passes = self._conditions.encode(prompts, values, generator, timings)
-            clean = self._denoise(
-                settings, latents, passes, generator, timings, on_step, guidance_passes
+            clean = denoiser.denoise(passes, latents, generator, timings, on_step)
+            make_video = functools.partial(
+                self._make_video, prompt, prompts, settings, timings, clean
             )
-            frames = decode_latents(self._components, clean, plan, timings, on_run=on_decode)
+            if on_frames is None:
+                frames = decode_latents(self._components, clean, plan, timings, on_run=on_decode)
+            else:
+                frames = np.empty((0, settings.height, settings.width, 3), np.uint8)
+                chunks = decode_in_chunks(self._components, clean, plan, timings, on_run=on_decode)
+                with closing(chunks):
+                    for done, chunk in enumerate(chunks, start=1):
+                        if on_frames(make_video(chunk)) is False:
+                            raise CancelledError(f"cancelled after part {done} of the frames")
+        return make_video(frames)
+
+    def _make_video(
+        self,
+        prompt: str | None,
+        prompts: list[PromptInput],
+        settings: Settings,
+        timings: Timings,
+        latents: F32,
+        frames: NDArray[np.uint8],
+    ) -> Video:
+        """A part of a generation, or the whole."""
         return Video(
             frames=frames,
-            latents=clean,
+            latents=latents,
             frame_rate=settings.frame_rate,
             prompt=prompt,
             negative_prompt=prompts[1].text if len(prompts) == 2 else None,
@@ -302,14 +343,9 @@ class VideoPipeline:
             variants=self.variants,
         )
 
-    def _check_engines(
-        self, settings: Settings, plan: DecodePlan, guidance_passes: GuidancePasses
-    ) -> None:
-        """Raise `EngineError` for what would fail after the encoders, or after all steps."""
+    def _check_decoder(self, settings: Settings, plan: DecodePlan) -> None:
+        """Raise `EngineError` for what would fail after all steps."""
         one, channels, num_frames, height, width = settings.latents_shape
-        batch = 2 if settings.uses_guidance and guidance_passes == "batched" else one
-        shape = (batch, channels, num_frames, height, width)
-        self._components.check_latents(self._components.denoiser, shape)
         if plan.tiles is not None:
             self._components.check_tiles(VAE_DECODER)
             return
@@ -344,57 +380,13 @@ class VideoPipeline:
             )
         return prompts
 
-    def _denoise(
-        self,
-        settings: Settings,
-        latents: F32 | None,
-        passes: list[Values],
-        generator: NoiseGenerator,
-        timings: Timings,
-        on_step: OnStep | None,
-        guidance_passes: GuidancePasses,
-    ) -> F32:
-        """Clean latents, float32 [1, C, F, H, W]."""
-        name, record = self._components.denoiser, self.bundle.manifest.latents
-        with timings.measure("seconds_load"):
-            table = self.bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
-        spent = _sum_inner_seconds(timings)
-        shape = settings.latents_shape
-        with timings.measure("seconds_sampler"):
-            predict = GuidedDenoiser(
-                self.bundle,
-                self._components,
-                passes,
-                shape,
-                settings.frame_guidance,
-                timings,
-                guidance_passes=guidance_passes,
-            )
-            if latents is None:
-                frames_first = record.start_noise_frames_first
-                latents = make_noise_source(generator, shape, frames_first=frames_first)()
-            draw = make_noise_source(generator, shape, frames_first=record.step_noise_frames_first)
-            clean = denoise(
-                latents, table, predict, noise=lambda _step_index: draw(), on_step=on_step
-            )
-        timings.seconds_sampler -= _sum_inner_seconds(timings) - spent
-        self._components.release(name)
-        return clean
-
     def _make_preview_step(
         self, settings: Settings, timings: Timings, on_preview: OnPreview, on_step: OnStep | None
     ) -> OnStep:
-        """What on_step becomes where previews are wanted; raises if there can be none."""
-        table = self.bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
-        check_preview(self.bundle.manifest.components, table)
+        """What on_step becomes where previews are wanted."""
         plan = make_decode_plan(self.bundle, settings.latents_shape, name=PREVIEW_DECODER)
 
         def decode(latents: F32) -> NDArray[np.uint8]:
             return decode_latents(self._components, latents, plan, timings, name=PREVIEW_DECODER)
 
         return make_preview_step(decode, on_preview, on_step)
-
-
-def _sum_inner_seconds(timings: Timings) -> float:
-    """What parts of their own measure inside the loop of the sampler."""
-    return timings.seconds_load + timings.seconds_denoiser + timings.seconds_preview_decoder

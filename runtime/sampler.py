@@ -1,7 +1,7 @@
 """The sampler: one loop over the rows of a schedule table.
 
-It knows neither schedulers nor models. `predict` is the denoiser with everything that belongs to it
-(guidance, conditions, engine); the table is data that the export traced from a scheduler.
+It knows neither schedulers nor models. `predict` is the denoisers with everything that belongs to
+them (guidance, conditions, engines); the table is data that the export traced from a scheduler.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mutoscope.runtime.errors import CancelledError, ParameterError
-from mutoscope.runtime.schedule import MODEL_OUTPUT, NOISE, ScheduleTable, ScheduleUpdate, Source
+from mutoscope.runtime.schedule import (
+    MODEL_OUTPUT,
+    NOISE,
+    ScheduleRow,
+    ScheduleTable,
+    ScheduleUpdate,
+    Source,
+)
 
 F32: TypeAlias = NDArray[np.float32]
 
@@ -82,7 +89,7 @@ class StepInfo:
         return None if self._estimate is None else self._estimate.compute(self.latents.shape)
 
 
-Predict: TypeAlias = Callable[[F32, float], F32]
+Predict: TypeAlias = Callable[[F32, ScheduleRow], F32]
 DrawNoise: TypeAlias = Callable[[int], F32]
 OnStep: TypeAlias = Callable[[StepInfo], "bool | None"]
 # The array that an update writes, and those that it sums with their coefficients.
@@ -105,9 +112,9 @@ def denoise(
         latents: Start noise, float32 [B, C, F, H, W] or any other shape, unit variance; not
             changed.
         table: The schedule table.
-        predict: Called as predict(sample, timestep) once for each row; returns the model output,
-            float32 and shaped like the latents; it may be the same array each time. `sample` is a
-            buffer that is overwritten once predict has returned; predict may write to it.
+        predict: Called as predict(sample, row) once for each row; returns the model output, float32
+            and shaped like the latents; it may be the same array each time. `sample` is a buffer
+            that is overwritten once predict has returned; predict may write to it.
         noise: Called as noise(step_index); returns standard normal noise, float32 and shaped like
             the latents; it may be the same array each time. It is called after predict, as often
             as the row says, so that the random stream runs as in diffusers. Only tables with
@@ -136,7 +143,7 @@ def denoise(
     for step_index, row in enumerate(table.rows):
         before = sources[0]
         np.multiply(before, np.float32(row.input_scale), out=spare)
-        model_output = predict(spare.reshape(latents.shape), row.timestep)
+        model_output = predict(spare.reshape(latents.shape), row)
         output = _check_array("model_output", model_output, latents.shape)
         # A model output that lies in the sample would be overwritten while it is read.
         sources[MODEL_OUTPUT] = output.copy() if np.may_share_memory(output, spare) else output

@@ -4,7 +4,7 @@ A table is a small register machine. Register 0 holds the latents, the other reg
 zero. Each row is one denoiser call followed by a few linear updates:
 
     sample = input_scale * register[0]
-    model_output = predict(sample, timestep)
+    model_output = predict(sample, row)
     noise = the last of noise_draws standard normal draws
     for each update: register[into] = sum of coefficient * source
 
@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mutoscope.runtime.errors import BundleError, ScheduleError
-from mutoscope.runtime.json_records import is_finite
+from mutoscope.runtime.schedule_records import ScheduleReader, is_finite_number
 
 FORMAT_VERSION: Final = 1
 # Far above what any scheduler needs; it keeps a damaged file from asking for much memory.
@@ -66,6 +66,10 @@ class ScheduleRow:
         denoised: (a, b): a times the latents before the updates plus b times the model output is
             what the model takes the clean latents to be. None where the scheduler does not tell,
             and in tables of older versions. The sampling itself does not use it.
+        denoiser: The component of the bundle that makes the model output; None for the table's. One
+            that takes what another returned beside its model output gets that of the last row
+            that ran it: so features are reused.
+        guidance: Whether guidance may work in this row; without it the prompt's pass is all.
     """
 
     timestep: float
@@ -73,6 +77,8 @@ class ScheduleRow:
     noise_draws: int
     updates: tuple[ScheduleUpdate, ...]
     denoised: tuple[float, float] | None = None
+    denoiser: str | None = None
+    guidance: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,9 @@ class ScheduleTable:
         init_noise_sigma: Standard normal noise times this is the start value of register 0.
         num_registers: Registers in use, at least 1.
         rows: One for each denoiser call; more than num_inference_steps for Heun and its like.
+        denoiser: The component that runs the rows which name none; None for the bundle's first.
+        graph_sha256: The denoiser's plain graph, as the manifest lists its digest, that the rows
+            were chosen for; None if they fit any.
         provenance: Where the table came from (configuration, versions), for people.
     """
 
@@ -95,6 +104,8 @@ class ScheduleTable:
     init_noise_sigma: float
     num_registers: int
     rows: tuple[ScheduleRow, ...] = field(repr=False)
+    denoiser: str | None = None
+    graph_sha256: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -116,6 +127,11 @@ class ScheduleTable:
         return any(row.noise_draws for row in self.rows)
 
     @property
+    def takes_guidance(self) -> bool:
+        """Whether guidance works in any row."""
+        return any(row.guidance for row in self.rows)
+
+    @property
     def has_denoised(self) -> bool:
         """Whether any row has coefficients for an estimate of the clean latents."""
         return any(row.denoised is not None for row in self.rows)
@@ -134,6 +150,7 @@ class ScheduleTable:
             "prediction_type": self.prediction_type,
             "init_noise_sigma": self.init_noise_sigma,
             "num_registers": self.num_registers,
+            **_leave_out_none(denoiser=self.denoiser, graph_sha256=self.graph_sha256),
             "rows": [_row_to_json(row) for row in self.rows],
             "provenance": self.provenance,
         }
@@ -150,7 +167,7 @@ class ScheduleTable:
             BundleError: The format is a later one than this version reads.
             ScheduleError: A field is absent, has the wrong type or is out of range.
         """
-        reader = _Reader(data, name)
+        reader = ScheduleReader(data, name)
         version = reader.whole("format_version", 1)
         if version > FORMAT_VERSION:
             raise BundleError(
@@ -166,6 +183,8 @@ class ScheduleTable:
                 init_noise_sigma=reader.number("init_noise_sigma"),
                 num_registers=reader.whole("num_registers", 1),
                 rows=tuple(_row_from_json(row) for row in reader.objects("rows", "row")),
+                denoiser=reader.optional_text("denoiser"),
+                graph_sha256=reader.optional_text("graph_sha256"),
                 provenance=provenance if isinstance(provenance, dict) else {},
             )
         except ScheduleError as err:
@@ -263,12 +282,15 @@ def _find_problems(row: ScheduleRow, num_registers: int) -> Iterator[str]:
 
 
 def _row_to_json(row: ScheduleRow) -> dict[str, Any]:
-    denoised = {} if row.denoised is None else {"denoised": list(row.denoised)}
     return {
         "timestep": row.timestep,
         "input_scale": row.input_scale,
         "noise_draws": row.noise_draws,
-        **denoised,
+        **_leave_out_none(
+            denoised=row.denoised and list(row.denoised),
+            denoiser=row.denoiser,
+            guidance=None if row.guidance else False,
+        ),
         "updates": [
             {"into": update.into, "terms": [list(term) for term in update.terms]}
             for update in row.updates
@@ -276,89 +298,32 @@ def _row_to_json(row: ScheduleRow) -> dict[str, Any]:
     }
 
 
-def _row_from_json(reader: _Reader) -> ScheduleRow:
+def _row_from_json(reader: ScheduleReader) -> ScheduleRow:
     return ScheduleRow(
         timestep=reader.number("timestep"),
         input_scale=reader.number("input_scale"),
         noise_draws=reader.whole("noise_draws", 0),
         updates=tuple(
-            ScheduleUpdate(update.whole("into", 0), tuple(update.terms("terms")))
+            ScheduleUpdate(update.whole("into", 0), tuple(_read_terms(update, "terms")))
             for update in reader.objects("updates", "update")
         ),
         denoised=reader.optional_pair("denoised"),
+        denoiser=reader.optional_text("denoiser"),
+        guidance=reader.flag("guidance", default=True),
     )
 
 
-class _Reader:
-    """Typed access to the fields of one JSON object; errors say where it stands."""
-
-    def __init__(self, data: Any, where: str) -> None:
-        if not isinstance(data, dict):
-            raise ScheduleError(f"{where} is {_show(data)}; it must be an object")
-        self.data: dict[str, Any] = data
-        self.where = where
-
-    def _get(self, key: str) -> Any:
-        if key not in self.data:
-            raise ScheduleError(f"{self.where}: {key} is missing")
-        return self.data[key]
-
-    def _fail(self, key: str, value: Any, rule: str) -> ScheduleError:
-        return ScheduleError(f"{self.where}: {key} is {_show(value)}; it must be {rule}")
-
-    def whole(self, key: str, minimum: int) -> int:
-        value = self._get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self._fail(key, value, f"a whole number >= {minimum}")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self._get(key)
-        if not _is_finite_number(value):
-            raise self._fail(key, value, "a finite number")
-        return float(value)
-
-    def optional_pair(self, key: str) -> tuple[float, float] | None:
-        value = self.data.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_finite_number, value)):
-            raise self._fail(key, value, "two finite numbers")
-        return float(value[0]), float(value[1])
-
-    def text(self, key: str) -> str:
-        value = self._get(key)
-        if not isinstance(value, str):
-            raise self._fail(key, value, "a string")
-        return value
-
-    def objects(self, key: str, item: str) -> Iterator[_Reader]:
-        value = self._get(key)
-        if not isinstance(value, list):
-            raise self._fail(key, value, "a list")
-        for index, entry in enumerate(value):
-            yield _Reader(entry, f"{self.where}: {item} {index}")
-
-    def terms(self, key: str) -> Iterator[Term]:
-        value = self._get(key)
-        if not isinstance(value, list):
-            raise self._fail(key, value, "a list")
-        for term in value:
-            source, coefficient = term if isinstance(term, list) and len(term) == 2 else (None, 0)
-            known = source in (MODEL_OUTPUT, NOISE) or type(source) is int
-            if not known or not _is_finite_number(coefficient):
-                raise self._fail(
-                    key, term, "pairs of a source (a register, model_output, noise) and a number"
-                )
-            yield cast(Source, source), float(coefficient)
+def _read_terms(reader: ScheduleReader, key: str) -> Iterator[Term]:
+    """The sources and coefficients of an update."""
+    for term in reader.items(key):
+        source, coefficient = term if isinstance(term, list) and len(term) == 2 else (None, 0)
+        known = source in (MODEL_OUTPUT, NOISE) or type(source) is int
+        if not known or not is_finite_number(coefficient):
+            raise reader.fail(
+                key, term, "pairs of a source (a register, model_output, noise) and a number"
+            )
+        yield cast(Source, source), float(coefficient)
 
 
-def _is_finite_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and is_finite(value)
-
-
-def _show(value: Any) -> str:
-    """A value in a few words, for one-line messages."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"a {type(value).__name__}"
+def _leave_out_none(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.manifest import LatentsRecord, Manifest
+from mutoscope.runtime.row_plan import plan_rows
+from mutoscope.runtime.schedule import ScheduleTable
+from mutoscope.runtime.schedule_choice import choose_schedule
+from mutoscope.runtime.windows import choose_windows, count_latent_frames, list_windows
 
 SEED_MAX = 2**64 - 1
 # A random seed is a number that a person can copy; the noise uses no more than 32 bits anyway.
@@ -29,6 +33,9 @@ class Settings:
             guidance_scale at the last; None if all frames have the same.
         conditions: The numbers that the bundle's denoiser takes, by name.
         latents_shape: [1, C, F, H, W] of the latents.
+        context_length: The frames of latents that the denoiser sees at once; None if it sees the
+            whole clip, without windows.
+        context_stride: From the start of a window to that of the next, in frames of latents.
     """
 
     seed: int
@@ -42,6 +49,15 @@ class Settings:
     latents_shape: tuple[int, int, int, int, int]
     min_guidance_scale: float | None = None
     conditions: dict[str, float] = field(default_factory=dict)
+    context_length: int | None = None
+    context_stride: int | None = None
+
+    @property
+    def windows(self) -> list[slice]:
+        """The frames of latents of each context window; none if the denoiser sees the whole."""
+        if self.context_length is None or self.context_stride is None:
+            return []
+        return list_windows(self.latents_shape[2], self.context_length, self.context_stride)
 
     @property
     def uses_guidance(self) -> bool:
@@ -71,6 +87,8 @@ def make_settings(
     num_frames: int | None = None,
     frame_rate: float | None = None,
     conditions: Mapping[str, float] | None = None,
+    context_length: int | None = None,
+    context_stride: int | None = None,
 ) -> Settings:
     """Return the settings of a generation; what is None is taken from the bundle.
 
@@ -78,19 +96,26 @@ def make_settings(
         bundle: The bundle that will run.
         latents_shape: The shape of start latents, if the caller has any: it then sets the size.
         seed: From 0 to 2^64 - 1; None draws one.
-        scheduler: A name that `Bundle.find_scheduler` knows.
-        num_inference_steps: A number of steps that the bundle has a table for.
+        scheduler: A name that `Bundle.find_scheduler` knows; None for the default one, or for the
+            first that has a table of num_inference_steps.
+        num_inference_steps: A number of steps that the bundle has a table for; see
+            `choose_schedule`.
         guidance_scale: At least 1, which is off.
         min_guidance_scale: Guidance of the first frame, at least 1.
         height: In pixels, within the bundle's limits.
         width: In pixels, within the bundle's limits.
-        num_frames: Within the bundle's limits.
+        num_frames: Within the bundle's limits, or above them in context windows.
         frame_rate: Frames per second that the video says of itself, and that the denoiser is told
             if it takes it.
         conditions: Numbers that the bundle's denoiser takes, by name.
+        context_length: Frames of latents in a context window; None for the most that the bundle
+            allows, and for no windows if the clip is not longer than that.
+        context_stride: From the start of a window to that of the next; None for half a window.
 
     Raises:
+        BundleError: The file of the schedule table is damaged.
         ParameterError: A value is not allowed; the message names one that is.
+        ScheduleError: The schedule table is none, or not for this bundle.
     """
     manifest = bundle.manifest
     defaults = manifest.defaults
@@ -102,24 +127,33 @@ def make_settings(
     num_frames = _check_whole("num_frames", size["num_frames"], defaults.num_frames)
     manifest.limits.height.check("height", height)
     manifest.limits.width.check("width", width)
-    manifest.limits.num_frames.check("num_frames", num_frames)
-    num_inference_steps = _check_whole(
-        "num_inference_steps", num_inference_steps, defaults.num_inference_steps
+    if num_inference_steps is not None:
+        num_inference_steps = _check_whole(
+            "num_inference_steps", num_inference_steps, defaults.num_inference_steps
+        )
+    windows = choose_windows(
+        manifest,
+        num_frames,
+        None if context_length is None else _check_whole("context_length", context_length, 1),
+        None if context_stride is None else _check_whole("context_stride", context_stride, 1),
     )
-    scheduler = bundle.find_scheduler(defaults.scheduler if scheduler is None else scheduler)
-    bundle.find_schedule(scheduler, num_inference_steps)
+    scheduler, num_inference_steps = choose_schedule(bundle, scheduler, num_inference_steps)
+    table = bundle.load_schedule(scheduler, num_inference_steps)
+    plan_rows(manifest, table, bundle.find_schedule(scheduler, num_inference_steps))
     return Settings(
         seed=_check_seed(seed),
         scheduler=scheduler,
         num_inference_steps=num_inference_steps,
-        guidance_scale=_check_guidance_scale(manifest, guidance_scale),
-        min_guidance_scale=_check_min_guidance_scale(manifest, min_guidance_scale),
+        guidance_scale=_check_guidance_scale(bundle, scheduler, table, guidance_scale),
+        min_guidance_scale=_check_min_guidance_scale(bundle, scheduler, table, min_guidance_scale),
         conditions=_check_conditions(manifest, conditions or {}),
         height=height,
         width=width,
         num_frames=num_frames,
         frame_rate=_check_frame_rate(defaults.frame_rate if frame_rate is None else frame_rate),
         latents_shape=_make_latents_shape(manifest.latents, num_frames, height, width),
+        context_length=windows and windows[0],
+        context_stride=windows and windows[1],
     )
 
 
@@ -129,7 +163,7 @@ def _make_latents_shape(
     return (
         1,
         record.channels,
-        (num_frames - 1) // record.vae_scale_factor_temporal + 1,
+        count_latent_frames(record, num_frames),
         height // record.vae_scale_factor_spatial,
         width // record.vae_scale_factor_spatial,
     )
@@ -175,35 +209,57 @@ def _check_seed(seed: int | None) -> int:
     return seed
 
 
-def _check_guidance_scale(manifest: Manifest, guidance_scale: float | None) -> float:
+def _check_guidance_scale(
+    bundle: Bundle, scheduler: str, table: ScheduleTable, guidance_scale: float | None
+) -> float:
     if guidance_scale is None:
-        return manifest.defaults.guidance_scale if manifest.guidance else 1.0
+        takes_guidance = bundle.manifest.guidance and table.takes_guidance
+        return bundle.manifest.defaults.guidance_scale if takes_guidance else 1.0
     value = _check_number("guidance_scale", guidance_scale)
     if value < 1:
         raise ParameterError(
             f"guidance_scale is {value:g}; it must be at least 1: use 1 for no guidance"
         )
-    if value > 1 and not manifest.guidance:
-        raise ParameterError(
-            f"guidance_scale is {value:g}; this bundle's denoiser works without guidance: use 1"
-        )
+    _check_takes_guidance(bundle, scheduler, table, "guidance_scale", value)
     return value
 
 
-def _check_min_guidance_scale(manifest: Manifest, min_guidance_scale: float | None) -> float | None:
+def _check_min_guidance_scale(
+    bundle: Bundle, scheduler: str, table: ScheduleTable, min_guidance_scale: float | None
+) -> float | None:
     if min_guidance_scale is None:
-        return manifest.defaults.min_guidance_scale
+        takes_guidance = bundle.manifest.guidance and table.takes_guidance
+        return bundle.manifest.defaults.min_guidance_scale if takes_guidance else None
     value = _check_number("min_guidance_scale", min_guidance_scale)
     if value < 1:
         raise ParameterError(
             f"min_guidance_scale is {value:g}; it must be at least 1: use 1 for no guidance of the "
             "first frame"
         )
-    if value > 1 and not manifest.guidance:
-        raise ParameterError(
-            f"min_guidance_scale is {value:g}; this bundle's denoiser works without guidance: use 1"
-        )
+    _check_takes_guidance(bundle, scheduler, table, "min_guidance_scale", value)
     return value
+
+
+def _check_takes_guidance(
+    bundle: Bundle, scheduler: str, table: ScheduleTable, name: str, value: float
+) -> None:
+    """Raise `ParameterError` if a guidance scale is above 1 where guidance cannot work."""
+    if value > 1 and not bundle.manifest.guidance:
+        raise ParameterError(
+            f"{name} is {value:g}; this bundle's denoiser works without guidance: use 1"
+        )
+    if value > 1 and not table.takes_guidance:
+        schedules = bundle.manifest.schedules.items()
+        first_tables = {other: min(map(int, tables)) for other, tables in schedules if tables}
+        others = (
+            f", or use --scheduler {other}"
+            for other, steps in first_tables.items()
+            if bundle.load_schedule(other, steps).takes_guidance
+        )
+        raise ParameterError(
+            f"{name} is {value:g}; {scheduler} takes no guidance in any step: leave it out"
+            + next(others, "")
+        )
 
 
 def _check_conditions(manifest: Manifest, conditions: Mapping[str, float]) -> dict[str, float]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from mutoscope.engines.tensorrt_build import ShapeRange
+from mutoscope.runtime.baked_prompts import load_baked_prompts
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.decoding import plan_decode
 from mutoscope.runtime.errors import EngineError, ParameterError
-from mutoscope.runtime.manifest import DENOISERS, LimitRecord, TensorRecord
+from mutoscope.runtime.manifest import LimitRecord, TensorRecord, is_denoiser
 from mutoscope.runtime.settings import make_settings
 
 PRESETS: Final = ("fixed", "sizes", "any")
@@ -181,17 +182,25 @@ def _make_axes(bundle: Bundle, name: str, clips: ClipRange) -> dict[str, tuple[i
         is_cut = not clips.is_fixed and chunks != frames
         rest = 1 if is_cut else frames[1] % chunks[1] or chunks[1]
         frames = [min(rest, *chunks), chunks[1], most]
-    tokens = max((record.max_length for record in manifest.tokenizers.values()), default=1)
-    batch = clips.batch if name in DENOISERS else 1
+    tokens = _count_tokens(bundle)
+    batch = clips.batch if is_denoiser(name) else 1
     return {
         "batch": (batch, batch, batch),
         "num_frames": _as_three(frames),
+        "batch_frames": _as_three([batch * length for length in frames]),
         "latent_height": _as_three([shape[3] for shape in latents]),
         "latent_width": _as_three([shape[4] for shape in latents]),
         "height": _as_three([size.height for size in sizes]),
         "width": _as_three([size.width for size in sizes]),
         "sequence": (tokens, tokens, tokens),
     }
+
+
+def _count_tokens(bundle: Bundle) -> int:
+    """How many tokens a prompt has, 1 in a bundle without prompts."""
+    lengths = [record.max_length for record in bundle.manifest.tokenizers.values()]
+    baked = load_baked_prompts(bundle)
+    return max(lengths, default=1 if baked is None else baked.num_tokens)
 
 
 def _as_three(lengths: list[int]) -> tuple[int, int, int]:

@@ -11,14 +11,16 @@ import numpy as np
 
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import AUTO, TENSORRT_MODULES, EngineOptions
+from mutoscope.runtime.baked_prompts import choose_text, load_baked_prompts
 from mutoscope.runtime.built_engines import ENGINES_FOLDER, BuiltEngine, find_built
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.components import check_declaration
 from mutoscope.runtime.engine_choice import GraphFinder
 from mutoscope.runtime.engine_proof import EngineProver
 from mutoscope.runtime.errors import BundleError, EngineError, MutoscopeError
-from mutoscope.runtime.manifest import DENOISERS, MANIFEST_NAME, TokenizerRecord
+from mutoscope.runtime.manifest import MANIFEST_NAME, TokenizerRecord
 from mutoscope.runtime.pipeline import VideoPipeline
+from mutoscope.runtime.row_plan import plan_rows
 from mutoscope.runtime.settings import make_settings
 from mutoscope.runtime.shape_ranges import ClipRange, ClipSize
 from mutoscope.runtime.tokenizer import TextTokenizer
@@ -66,6 +68,8 @@ def verify_bundle(
     for record in bundle.manifest.tokenizers.values():
         check_tokenizer = functools.partial(_check_tokenizer, bundle, record)
         yield _run_check(record.file.rpartition("/")[0] or record.file, check_tokenizer)
+    if bundle.manifest.prompts is not None:
+        yield _run_check(bundle.manifest.prompts, functools.partial(_check_baked_prompts, bundle))
     # What only runs what was built has no way to load a graph.
     graph_options = EngineOptions(memory=options.memory) if options.runs_plans else options
     for name, component in bundle.manifest.components.items():
@@ -123,6 +127,14 @@ def _check_tokenizer(bundle: Bundle, record: TokenizerRecord) -> None:
     tokenizer.encode("prompt", _PROMPT)
 
 
+def _check_baked_prompts(bundle: Bundle) -> str:
+    baked = load_baked_prompts(bundle)
+    assert baked is not None
+    for text in baked.texts:
+        baked.read(text)
+    return f"{len(baked.texts)} prompts"
+
+
 def _check_graph(bundle: Bundle, name: str, graph: str, options: EngineOptions) -> None:
     engine = open_engine(bundle.find_file(graph), options)
     try:
@@ -164,22 +176,29 @@ def _check_tables(bundle: Bundle, scheduler: str) -> str:
     counts = [int(count) for count in bundle.manifest.schedules[scheduler]]
     terms = 0
     for count in counts:
-        terms = max(terms, bundle.load_schedule(scheduler, count).max_terms_per_row)
+        table = bundle.load_schedule(scheduler, count)
+        plan_rows(bundle.manifest, table, bundle.find_schedule(scheduler, count))
+        terms = max(terms, table.max_terms_per_row)
     return f"{len(counts)} tables, up to {terms} terms in a row"
 
 
 def _check_generation(bundle: Bundle, options: EngineOptions, variant: str | None) -> str:
-    defaults, clips = bundle.manifest.defaults, _choose_clips(bundle, options, variant)
-    size, counts = clips.minimum, bundle.manifest.schedules[defaults.scheduler]
+    scheduler = bundle.manifest.defaults.scheduler
+    num_inference_steps = min(int(count) for count in bundle.manifest.schedules[scheduler])
+    denoiser = plan_rows(
+        bundle.manifest, bundle.load_schedule(scheduler, num_inference_steps)
+    ).default
+    clips = _choose_clips(bundle, options, variant, denoiser)
+    size = clips.minimum
     image = None
     if bundle.manifest.images:
         image = np.zeros((size.height, size.width, 3), dtype=np.uint8)
     with VideoPipeline(bundle, **dataclasses.asdict(options), variant=variant) as pipeline:
         video = pipeline.generate(
-            _PROMPT if bundle.manifest.tokenizers else None,
+            choose_text(bundle),
             image=image,
             seed=0,
-            num_inference_steps=min(int(count) for count in counts),
+            num_inference_steps=num_inference_steps,
             height=size.height,
             width=size.width,
             num_frames=size.num_frames,
@@ -191,11 +210,12 @@ def _check_generation(bundle: Bundle, options: EngineOptions, variant: str | Non
     return f"{size}, {video.timings.seconds_total:.1f} s with {options.engine}"
 
 
-def _choose_clips(bundle: Bundle, options: EngineOptions, variant: str | None) -> ClipRange:
+def _choose_clips(
+    bundle: Bundle, options: EngineOptions, variant: str | None, denoiser: str
+) -> ClipRange:
     """The clips that can be generated: all, or those that the denoiser was built for."""
     limits = bundle.manifest.limits
     least = ClipSize(limits.width.minimum, limits.height.minimum, limits.num_frames.minimum)
-    denoiser = next(name for name in DENOISERS if name in bundle.manifest.components)
     built = GraphFinder(bundle, options, variant).find_plan(denoiser)
     if built is not None and built.tensorrt is not None:
         return built.tensorrt.clips

@@ -20,7 +20,7 @@ class Video:
     """One clip.
 
     Attributes:
-        frames: uint8 [F, H, W, 3], RGB.
+        frames: uint8 [F, H, W, 3], RGB; F is 0 where on_frames took those of a generation.
         frame_rate: Frames per second.
         prompt: The text that it was made from; None if it was made from embeddings.
         negative_prompt: The text it was guided away from, where that had a part in it.
@@ -43,7 +43,9 @@ class Video:
     def __post_init__(self) -> None:
         """Check the frames; raises `ParameterError`."""
         shape = self.frames.shape
-        if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not min(shape):
+        # Only a generation has a reason to be without frames.
+        lengths = shape if self.settings is None else shape[1:]
+        if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not min(lengths):
             raise ParameterError(
                 f"frames is {self.frames.dtype}{list(shape)}; it must be uint8 [F, H, W, 3]"
             )
@@ -63,6 +65,8 @@ class Video:
             values |= {name: getattr(self.settings, name) for name in names}
             values["min_guidance_scale"] = self.settings.min_guidance_scale
             values["conditions"] = self.settings.conditions or None
+            values["context_length"] = self.settings.context_length
+            values["context_stride"] = self.settings.context_stride
         values["variants"] = self.variants
         return {name: value for name, value in values.items() if value is not None}
 
@@ -88,8 +92,8 @@ class Video:
             The path.
 
         Raises:
-            OutputError: The ending is unknown, the path exists or cannot be written, or the disk is
-                full.
+            OutputError: The ending is unknown, the path exists or cannot be written, the disk is
+                full, or on_frames took the frames.
         """
         from mutoscope.runtime.video_files import save_video
 

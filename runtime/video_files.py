@@ -9,13 +9,15 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mutoscope.runtime.errors import OutputError
 from mutoscope.runtime.outputs import check_replaceable, check_writable, new_file, new_folder
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mutoscope.runtime.video import Video
+
+Frames: TypeAlias = NDArray[np.uint8]
+AddFrames: TypeAlias = Callable[[Frames], object]
 
 H264_CRF = "14"
 VP9_CRF = "18"
@@ -52,16 +57,48 @@ class Clip:
 def save_video(video: Video, path: str | os.PathLike[str], *, force: bool = False) -> Path:
     """Write a video; see `Video.save`."""
     num_frames, height, width, _ = video.frames.shape
-    target = check_output(path, Clip(num_frames, height, width, video.frame_rate), force=force)
+    if not num_frames:
+        raise OutputError(
+            f"{path} would have no frames, since on_frames took them: generate without it, or save "
+            "the parts (open_video_file)"
+        )
+    clip = Clip(num_frames, height, width, video.frame_rate)
+    with open_video_file(path, clip, force=force) as add:
+        add(video)
+    return Path(path)
+
+
+@contextmanager
+def open_video_file(
+    path: str | os.PathLike[str], clip: Clip, *, force: bool = False
+) -> Iterator[Callable[[Video], None]]:
+    """Give a function that adds the next part of a clip to a file or a folder; see `Video.save`.
+
+    What was written is at `path` when the block ends without an error, and nowhere else. Parts of
+    .gif, .webp and .apng are kept until then, those of the others are written at once.
+
+    Args:
+        path: Where to write.
+        clip: What all parts make together.
+        force: Replace what is there.
+
+    Raises:
+        OutputError: As `Video.save`.
+    """
+    target = check_output(path, clip, force=force)
     ending = find_ending(path)
-    write = _WRITERS[ending]
-    if ending == FOLDER:
-        with new_folder(target) as temporary:
-            write(video, temporary)
-    else:
-        with new_file(target) as temporary:
-            write(video, temporary)
-    return target
+    new_output = new_folder if ending == FOLDER else new_file
+    with ExitStack() as stack:
+        add_frames: AddFrames | None = None
+
+        def add(part: Video) -> None:
+            nonlocal add_frames
+            if add_frames is None:
+                temporary = stack.enter_context(new_output(target))
+                add_frames = stack.enter_context(_WRITERS[ending](temporary, clip, part))
+            add_frames(part.frames)
+
+        yield add
 
 
 def check_output(path: str | os.PathLike[str], clip: Clip, *, force: bool = False) -> Path:
@@ -114,31 +151,43 @@ def _is_frame(path: Path) -> bool:
     return _FRAME_NAME.fullmatch(path.name) is not None
 
 
-def _write_mp4(video: Video, path: Path) -> None:
-    # The index first, so that a browser can start before it has the whole file.
-    options = {"movflags": "+faststart"}
-    codec = {"crf": H264_CRF, "preset": "medium"}
-    _write_container(video, path, "mp4", "libx264", codec, options)
-
-
-def _write_webm(video: Video, path: Path) -> None:
-    codec = {"crf": VP9_CRF, "b": "0", "row-mt": "1", "cpu-used": "2"}
-    _write_container(video, path, "webm", "libvpx-vp9", codec, {})
-
-
-def _write_container(
-    video: Video,
+@contextmanager
+def _open_container(
     path: Path,
+    clip: Clip,
+    video: Video,
     container_format: str,
     codec: str,
     codec_options: dict[str, str],
     container_options: dict[str, str],
-) -> None:
+) -> Iterator[AddFrames]:
     """Encode with PyAV; its errors on a full disk are OSErrors with an errno."""
     import av
 
+    rate = Fraction(clip.frame_rate).limit_denominator(_FRAME_RATE_DENOMINATOR)
     try:
-        _encode_frames(video, path, container_format, codec, codec_options, container_options)
+        with av.open(
+            str(path), "w", format=container_format, options=container_options
+        ) as container:
+            container.metadata["comment"] = _describe(video)
+            if video.prompt:
+                container.metadata["title"] = video.prompt
+            stream: Any = container.add_stream(codec, rate=rate, options=codec_options)
+            stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED_RANGE
+
+            def add_frames(frames: Frames) -> None:
+                for array in frames:
+                    rgb = av.VideoFrame.from_ndarray(array, format="rgb24")
+                    frame = rgb.reformat(
+                        format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+                    )
+                    container.mux(stream.encode(frame))
+
+            yield add_frames
+            container.mux(stream.encode(None))
     except (av.FFmpegError, av.codec.codec.UnknownCodecError) as err:
         if isinstance(err, OSError):
             raise
@@ -147,103 +196,108 @@ def _write_container(
         ) from err
 
 
-def _encode_frames(
-    video: Video,
-    path: Path,
-    container_format: str,
-    codec: str,
-    codec_options: dict[str, str],
-    container_options: dict[str, str],
-) -> None:
-    import av
-
-    rate = Fraction(video.frame_rate).limit_denominator(_FRAME_RATE_DENOMINATOR)
-    _, height, width, _ = video.frames.shape
-    with av.open(str(path), "w", format=container_format, options=container_options) as container:
-        container.metadata["comment"] = _describe(video)
-        if video.prompt:
-            container.metadata["title"] = video.prompt
-        stream: Any = container.add_stream(codec, rate=rate, options=codec_options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED_RANGE
-        for array in video.frames:
-            rgb = av.VideoFrame.from_ndarray(array, format="rgb24")
-            frame = rgb.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+def _open_mp4(path: Path, clip: Clip, video: Video) -> AbstractContextManager[AddFrames]:
+    # The index first, so that a browser can start before it has the whole file.
+    options = {"movflags": "+faststart"}
+    codec = {"crf": H264_CRF, "preset": "medium"}
+    return _open_container(path, clip, video, "mp4", "libx264", codec, options)
 
 
-def _write_gif(video: Video, path: Path) -> None:
-    images = [image.quantize() for image in _make_images(video)]
-    _write_images(
+def _open_webm(path: Path, clip: Clip, video: Video) -> AbstractContextManager[AddFrames]:
+    codec = {"crf": VP9_CRF, "b": "0", "row-mt": "1", "cpu-used": "2"}
+    return _open_container(path, clip, video, "webm", "libvpx-vp9", codec, {})
+
+
+@contextmanager
+def _open_gif(path: Path, clip: Clip, video: Video) -> Iterator[AddFrames]:
+    images: list[Image] = []
+    yield lambda frames: images.extend(image.quantize() for image in _make_images(frames))
+    _save_images(
         images,
         path,
         format="GIF",
-        duration=make_durations_ms(len(images), video.frame_rate, unit_ms=10),
+        duration=make_durations_ms(len(images), clip.frame_rate, unit_ms=10),
         loop=0,
         comment=_describe(video).encode(),
     )
 
 
-def _write_webp(video: Video, path: Path) -> None:
+@contextmanager
+def _open_webp(path: Path, clip: Clip, video: Video) -> Iterator[AddFrames]:
     from PIL.Image import Exif
 
     exif = Exif()
     exif[_EXIF_IMAGE_DESCRIPTION] = _describe(video)
-    images = _make_images(video)
-    _write_images(
+    images: list[Image] = []
+    yield lambda frames: images.extend(_make_images(frames))
+    _save_images(
         images,
         path,
         format="WEBP",
-        duration=make_durations_ms(len(images), video.frame_rate, unit_ms=1),
+        duration=make_durations_ms(len(images), clip.frame_rate, unit_ms=1),
         loop=0,
         lossless=True,
         exif=exif,
     )
 
 
-def _write_apng(video: Video, path: Path) -> None:
-    images = _make_images(video)
-    _write_images(
+@contextmanager
+def _open_apng(path: Path, clip: Clip, video: Video) -> Iterator[AddFrames]:
+    images: list[Image] = []
+    yield lambda frames: images.extend(_make_images(frames))
+    _save_images(
         images,
         path,
         format="PNG",
-        duration=make_durations_ms(len(images), video.frame_rate, unit_ms=1),
+        duration=make_durations_ms(len(images), clip.frame_rate, unit_ms=1),
         loop=0,
         pnginfo=_make_png_text(video),
     )
 
 
-def _write_png(video: Video, path: Path) -> None:
-    _make_images(video)[0].save(path, format="PNG", pnginfo=_make_png_text(video))
-
-
-def _write_folder(video: Video, path: Path) -> None:
+@contextmanager
+def _open_png(path: Path, clip: Clip, video: Video) -> Iterator[AddFrames]:
     text = _make_png_text(video)
-    for number, image in enumerate(_make_images(video), start=1):
-        image.save(path / f"frame_{number:04d}.png", format="PNG", pnginfo=text)
+
+    def add_frames(frames: Frames) -> None:
+        for image in _make_images(frames):
+            image.save(path, format="PNG", pnginfo=text)
+
+    yield add_frames
 
 
-def _write_npy(video: Video, path: Path) -> None:
+@contextmanager
+def _open_folder(path: Path, clip: Clip, video: Video) -> Iterator[AddFrames]:
+    text, numbers = _make_png_text(video), itertools.count(1)
+
+    def add_frames(frames: Frames) -> None:
+        for image in _make_images(frames):
+            name = f"frame_{next(numbers):04d}.png"
+            image.save(path / name, format="PNG", pnginfo=text)
+
+    yield add_frames
+
+
+@contextmanager
+def _open_npy(path: Path, clip: Clip, video: Video) -> Iterator[AddFrames]:
     # np.save would write with the C library, and tell of a full disk without an errno.
-    frames = np.ascontiguousarray(video.frames)
+    shape = (clip.num_frames, clip.height, clip.width, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
-        header = np.lib.format.header_data_from_array_1_0(frames)
         np.lib.format.write_array_header_1_0(file, header)
-        file.write(frames.data)
+        yield lambda frames: file.write(np.ascontiguousarray(frames).data)
 
 
-_WRITERS: dict[str, Callable[[Video, Path], None]] = {
-    ".mp4": _write_mp4,
-    ".webm": _write_webm,
-    ".gif": _write_gif,
-    ".webp": _write_webp,
-    ".apng": _write_apng,
-    ".png": _write_png,
-    ".npy": _write_npy,
-    FOLDER: _write_folder,
+# Each opens a new file for a clip, with what a part of it says of how it was made.
+_WRITERS: dict[str, Callable[[Path, Clip, Video], AbstractContextManager[AddFrames]]] = {
+    ".mp4": _open_mp4,
+    ".webm": _open_webm,
+    ".gif": _open_gif,
+    ".webp": _open_webp,
+    ".apng": _open_apng,
+    ".png": _open_png,
+    ".npy": _open_npy,
+    FOLDER: _open_folder,
 }
 ENDINGS = tuple(_WRITERS)
 
@@ -259,13 +313,14 @@ def make_durations_ms(num_frames: int, frame_rate: float, *, unit_ms: int) -> li
     return [max(1, end - start) * unit_ms for start, end in itertools.pairwise(ends)]
 
 
-def _make_images(video: Video) -> list[Image]:
+def _make_images(frames: Frames) -> Iterator[Image]:
     from PIL import Image
 
-    return [Image.fromarray(frame) for frame in video.frames]
+    for frame in frames:
+        yield Image.fromarray(frame)
 
 
-def _write_images(images: list[Image], path: Path, **options: Any) -> None:
+def _save_images(images: list[Image], path: Path, **options: Any) -> None:
     images[0].save(path, save_all=True, append_images=images[1:], **options)
 
 

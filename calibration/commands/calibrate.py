@@ -12,6 +12,7 @@ from mutoscope.calibration.calibrate import (
     CalibrationOptions,
     calibrate_bundle,
 )
+from mutoscope.calibration.commands.progress_bars import ProgressBars
 from mutoscope.calibration.presets import DEFAULT_PRESET, PRESETS
 from mutoscope.calibration.ranges import METHODS
 from mutoscope.calibration.report import format_report
@@ -21,7 +22,6 @@ from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.commands.options import engine_option, num_threads_option, read_names
 from mutoscope.runtime.json_records import write_record
 from mutoscope.runtime.main import EXIT_INTERRUPTED
-from mutoscope.runtime.progress import ProgressBar
 
 _EPILOG = """\b
 Examples:
@@ -30,26 +30,6 @@ Examples:
   mutoscope calibrate bundle --components unet --method minmax --min-psnr-db 35
   mutoscope generate "a red circle moves left" --bundle bundle --variant int8 -o out.mp4
 """
-
-
-class _Bars:
-    """One progress bar below the other, as the labels change."""
-
-    def __init__(self) -> None:
-        self._bar: ProgressBar | None = None
-        self._label = ""
-
-    def update(self, label: str, done: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = ProgressBar(label, total).__enter__()
-        elif label != self._label:
-            self._bar.begin_next(label, total)
-        self._label = label
-        self._bar.update(done)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
 
 
 @click.command(epilog=_EPILOG)
@@ -172,7 +152,7 @@ def calibrate(
         force=force,
     )
     try:
-        with closing(_Bars()) as bars:
+        with closing(ProgressBars()) as bars:
             report = calibrate_bundle(Bundle.open(bundle), options, bars.update)
     except KeyboardInterrupt as err:
         click.echo(

@@ -23,7 +23,9 @@ Examples:
   mutoscope export stable-diffusion --motion-adapter adapter -o bundle
   mutoscope export checkpoint -o bundle --scheduler unipc --num-inference-steps 4,8,20-30
   mutoscope export sd15 --motion-adapter lightning.safetensors --preset lightning-4 -o bundle
+  mutoscope export checkpoint --few-step-lora lcm.safetensors --few-step-counts 4,8 -o bundle
   mutoscope export checkpoint --lora style.safetensors:0.8 --preview-vae taesd -o bundle
+  mutoscope export checkpoint --bake-prompts prompts.txt --drop-text-encoder -o bundle
   mutoscope export checkpoint -o bundle --dtype float32,float16
   mutoscope export checkpoint -o bundle --dtype float16 --add
 """
@@ -36,8 +38,13 @@ _OF_BUNDLE = {
     "name": "--name",
     "schedulers": "--scheduler",
     "num_inference_steps": "--num-inference-steps",
+    "few_step_scheduler": "--few-step-scheduler",
+    "few_step_counts": "--few-step-counts",
     "weights": "--weights",
     "cpu_rewrites": "--cpu-rewrites",
+    "reuse_layers": "--reuse-layers",
+    "bake_prompts": "--bake-prompts",
+    "drop_text_encoder": "--drop-text-encoder",
 }
 _NAME_WIDTH = 14
 _COUNTS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
@@ -109,6 +116,20 @@ def parse_rewrites(
     "default is the one nearest to the checkpoint's.",
 )
 @click.option(
+    "--few-step-scheduler",
+    metavar="NAME",
+    show_default="lcm",
+    help="What the denoiser of --few-step-lora is sampled with, named as for --scheduler.",
+)
+@click.option(
+    "--few-step-counts",
+    callback=parse_step_counts,
+    metavar="COUNTS",
+    show_default="1,2,4",
+    help="The numbers of steps that --few-step-lora was made for; the largest becomes the bundle's "
+    "default.",
+)
+@click.option(
     "--cpu-rewrites",
     callback=parse_rewrites,
     metavar="NAMES",
@@ -116,6 +137,27 @@ def parse_rewrites(
     help="What to rewrite in the float32 graphs for processors, which lie beside the plain ones: "
     "fused-attention, shared-text, merged-transposes, temporal-convolutions, joined-norms, or "
     "none. They give the same results, faster.",
+)
+@click.option(
+    "--reuse-layers",
+    type=int,
+    metavar="N",
+    show_default="1",
+    help="How many layers of the UNet's last up block run in steps that reuse the deep features of "
+    "an earlier step (mutoscope tune chooses such steps). Their graphs read the weights of the "
+    "UNet's; 0 leaves them out.",
+)
+@click.option(
+    "--bake-prompts",
+    metavar="FILE",
+    help="Put what the text encoder makes of some prompts into the bundle, of a text file with one "
+    "prompt on each line; the default negative prompt is always added.",
+)
+@click.option(
+    "--drop-text-encoder",
+    is_flag=True,
+    help="With --bake-prompts: leave the text encoder and the tokenizer out of the bundle, which "
+    "then takes these prompts alone.",
 )
 @click.option("--name", help="The bundle's name, for people.  [default: the checkpoint's]")
 @click.option("--force", is_flag=True, help="Replace the bundle if there is one.")
@@ -138,7 +180,7 @@ def export(
     bundle are compared with it too, and the bundle gets all new graphs or stays as it was.
     """
     of_bundle = {name: options.pop(name) for name in _OF_BUNDLE}
-    given = [option for name, option in _OF_BUNDLE.items() if of_bundle[name]]
+    given = [option for name, option in _OF_BUNDLE.items() if _is_given(of_bundle[name])]
     if add and dtype != "float16":
         raise click.UsageError("--add needs --dtype float16; the export makes float32 graphs")
     if add and given:
@@ -160,6 +202,11 @@ def export(
         click.echo(json.dumps(_make_json(report)))
     else:
         click.echo("\n".join(_describe_report(report)))
+
+
+def _is_given(value: Any) -> bool:
+    """Whether an option has another value than none."""
+    return value is not None and value is not False and value != ()
 
 
 def _show_progress(progress: ExportProgress) -> None:

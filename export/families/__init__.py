@@ -8,6 +8,7 @@ from dataclasses import replace
 from mutoscope.export.checkpoint import Checkpoint
 from mutoscope.export.errors import CheckpointError
 from mutoscope.export.families.contract import FamilyExport
+from mutoscope.export.few_step import add_second, open_second
 from mutoscope.export.loras.fusion import check_lora_components, check_loras
 from mutoscope.export.presets import Preset, apply_preset
 from mutoscope.export.scheduler_tables import name_scheduler
@@ -47,6 +48,8 @@ def open_family(checkpoint: Checkpoint) -> FamilyExport:
         check_lora_components(checkpoint.loras, family.weight_shapes)
         for component, read_shapes in family.weight_shapes.items():
             check_loras(checkpoint.loras, component, read_shapes())
+    if checkpoint.few_step is not None:
+        family = add_second(family, open_family(open_second(checkpoint)))
     if checkpoint.preset is None:
         return family
     if not family.takes_presets:

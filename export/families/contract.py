@@ -12,6 +12,9 @@ The graph contract (docs/bundle.md has the sources):
                   encoder_hidden_states and further conditions    -> out_sample, as sample
     vae_decoder   latents float32 [B, C, F, h, w]                 -> frames uint8 [B, F, H, W, 3]
 
+The module of a UNet has the model as its attribute `unet`: `export/reuse_export.py` lets it return
+a second output, deep_feature, and cuts the component unet_reuse out of its graphs.
+
 It is the same for a float16 graph: `forward` casts to the type of the model's weights, and back.
 """
 

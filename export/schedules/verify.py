@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mutoscope.export.schedules.runner import SchedulerRunner
 from mutoscope.runtime.sampler import denoise
-from mutoscope.runtime.schedule import ScheduleTable
+from mutoscope.runtime.schedule import ScheduleRow, ScheduleTable
 
 # A scheduler computes in float32. With few steps from a large sigma (4096 at zero terminal SNR) it
 # subtracts numbers of that size and is itself off by up to 5e-4; what is not linear differs by 0.1
@@ -60,7 +60,7 @@ def _measure(runner: SchedulerRunner, table: ScheduleTable, magnitude: float) ->
     found: list[F32] = []
     remaining = iter(noises)
 
-    def predict(sample: F32, _timestep: float) -> F32:
+    def predict(sample: F32, _row: ScheduleRow) -> F32:
         found.append(sample.copy())
         model_output: F32 = outputs[len(found) - 1]
         return model_output

@@ -16,7 +16,8 @@ from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.component_inputs import make_inputs
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.guidance import make_batch
-from mutoscope.runtime.manifest import DENOISERS, ComponentRecord
+from mutoscope.runtime.manifest import ComponentRecord, is_denoiser
+from mutoscope.runtime.row_plan import find_carried
 from mutoscope.runtime.settings import Settings
 
 
@@ -56,9 +57,9 @@ def measure_bundle(
         for name in bundle.manifest.components:
             if components and name not in components:
                 continue
-            compares = compares_guidance and name in DENOISERS and bundle.manifest.guidance
+            compares = compares_guidance and is_denoiser(name) and bundle.manifest.guidance
             record = bundle.find_component(name)
-            batch = _make_batch(record, feeds[name]) if compares else None
+            batch = _make_batch(bundle, record, feeds[name]) if compares else None
             with tempfile.TemporaryDirectory(prefix="mutoscope-") as folder:
                 rivals = choose_variants(contestants, record)
                 benchmark = ComponentBenchmark(
@@ -82,9 +83,11 @@ def measure_bundle(
     )
 
 
-def _make_batch(record: ComponentRecord, feeds: Tensors) -> Tensors | None:
+def _make_batch(bundle: Bundle, record: ComponentRecord, feeds: Tensors) -> Tensors | None:
     """A denoiser's inputs twice, as guidance batches them; None if it takes one clip at a time."""
+    sources = find_carried(bundle.manifest)
+    carried = [name for name, tensor in record.inputs.items() if tensor.source in sources]
     try:
-        return make_batch(record, feeds, feeds)
+        return make_batch(record, feeds, feeds, carried)
     except ParameterError:
         return None

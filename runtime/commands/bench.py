@@ -158,6 +158,8 @@ def bench(
     for variant in variants:
         opened.check_variant(variant)
     settings = make_settings(opened, seed=_SEED, num_frames=num_frames, height=height, width=width)
+    # What is measured is one run of each component, so that there is nothing to cut into windows.
+    opened.manifest.limits.num_frames.check("num_frames", settings.num_frames)
     rivals = make_peers(
         peers,
         opened.path,

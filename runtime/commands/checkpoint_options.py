@@ -42,6 +42,17 @@ OPTIONS = (
         "lightning-4, lightning-8 or lcm.",
     ),
     click.option(
+        "--few-step-lora",
+        metavar="FILE[:SCALE]",
+        help="A LoRA that makes a second denoiser of the checkpoint's own: one of few steps, with "
+        "its guidance inside, which becomes the bundle's default beside the whole one.",
+    ),
+    click.option(
+        "--no-few-step",
+        is_flag=True,
+        help="Leave out the second denoiser of a checkpoint that has one.",
+    ),
+    click.option(
         "--single-file",
         is_flag=True,
         help="The checkpoint is one safetensors file of Stable Diffusion 1.5.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -17,7 +19,7 @@ from mutoscope.runtime.commands.options import (
     variant_option,
 )
 from mutoscope.runtime.components import Components
-from mutoscope.runtime.decoder import decode_latents, make_decode_plan
+from mutoscope.runtime.decoder import decode_in_chunks, make_decode_plan
 from mutoscope.runtime.decoding import DecodePlan
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.latents_files import SavedLatents, load_latents
@@ -25,7 +27,7 @@ from mutoscope.runtime.manifest import VAE_DECODER
 from mutoscope.runtime.progress import ProgressBar
 from mutoscope.runtime.timings import Timings
 from mutoscope.runtime.video import Video
-from mutoscope.runtime.video_files import Clip, check_output
+from mutoscope.runtime.video_files import Clip, check_output, open_video_file
 
 _EPILOG = """\b
 Examples:
@@ -92,14 +94,24 @@ def decode(
     if engine_options.engine == AUTO:
         click.echo(f"{VAE_DECODER}: {components.describe(VAE_DECODER)}", err=True)
     timings = Timings()
-    with timings.measure("seconds_total"):
-        video = _decode(components, saved, plan, clip, timings, Path(output).name)
-    path = video.save(output, force=force)
-    how = f"{video.timings.seconds_total:.1f} s, {plan.describe()}"
-    click.echo(f"{path}: {how}", err=True)
+    with (
+        timings.measure("seconds_total"),
+        open_video_file(output, clip, force=force) as add,
+    ):
+        _decode(components, saved, plan, clip, timings, Path(output).name, add)
+    click.echo(f"{Path(output)}: {timings.seconds_total:.1f} s, {plan.describe()}", err=True)
     if as_json:
-        result = _describe(opened, saved, plan, video, path)
-        click.echo(json.dumps({**result, "engine": components.engine_properties}))
+        result = {
+            "bundle": str(opened.path),
+            "path": str(Path(output)),
+            "info": saved.info,
+            **dataclasses.asdict(clip),
+            "frames_per_chunk": plan.frames_per_chunk,
+            "tile_height": plan.tile_height,
+            **dataclasses.asdict(timings),
+            "engine": components.engine_properties,
+        }
+        click.echo(json.dumps(result))
 
 
 def _check_bundle(bundle: Bundle, saved: SavedLatents, path: str) -> None:
@@ -135,41 +147,24 @@ def _decode(
     clip: Clip,
     timings: Timings,
     label: str,
-) -> Video:
-    """Decode with a progress bar."""
-    num_runs = plan.count_runs(saved.latents.shape)
-    with ProgressBar(label, num_runs) as bar:
-        frames = decode_latents(
+    add: Callable[[Video], object],
+) -> None:
+    """Decode with a progress bar, and hand over the parts as they are there."""
+    prompt, negative_prompt = (saved.info.get(name) for name in ("prompt", "negative_prompt"))
+    with ProgressBar(label, plan.count_runs(saved.latents.shape)) as bar:
+        chunks = decode_in_chunks(
             components,
             saved.latents,
             plan,
             timings,
             on_run=lambda progress: bar.update(progress.num_runs_done),
         )
-    prompt, negative_prompt = (saved.info.get(name) for name in ("prompt", "negative_prompt"))
-    return Video(
-        frames=frames,
-        frame_rate=clip.frame_rate,
-        prompt=prompt if isinstance(prompt, str) else None,
-        negative_prompt=negative_prompt if isinstance(negative_prompt, str) else None,
-        timings=timings,
-    )
-
-
-def _describe(
-    bundle: Bundle, saved: SavedLatents, plan: DecodePlan, video: Video, path: Path
-) -> dict[str, object]:
-    """The video as a JSON object."""
-    num_frames, height, width, _ = video.frames.shape
-    return {
-        "bundle": str(bundle.path),
-        "path": str(path),
-        "info": saved.info,
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "frame_rate": video.frame_rate,
-        "frames_per_chunk": plan.frames_per_chunk,
-        "tile_height": plan.tile_height,
-        **dataclasses.asdict(video.timings),
-    }
+        with closing(chunks):
+            for frames in chunks:
+                part = Video(
+                    frames=frames,
+                    frame_rate=clip.frame_rate,
+                    prompt=prompt if isinstance(prompt, str) else None,
+                    negative_prompt=negative_prompt if isinstance(negative_prompt, str) else None,
+                )
+                add(part)

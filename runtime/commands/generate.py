@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from mutoscope.engines.options import AUTO, EngineOptions
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.commands.generation_options import generation_options
 from mutoscope.runtime.commands.options import (
     engine_options,
     memory_limit_option,
@@ -22,18 +25,17 @@ from mutoscope.runtime.commands.options import (
 from mutoscope.runtime.decoder import make_decode_plan
 from mutoscope.runtime.decoding import DecodeProgress
 from mutoscope.runtime.errors import ParameterError
-from mutoscope.runtime.guidance import GUIDANCE_PASSES
 from mutoscope.runtime.latents_files import check_latents_output, save_latents
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.preview import OnPreview, PreviewKind, TerminalPreview, open_preview
 from mutoscope.runtime.progress import ProgressBar
+from mutoscope.runtime.row_plan import plan_rows
 from mutoscope.runtime.sampler import StepInfo
 from mutoscope.runtime.settings import SEED_MAX, Settings, make_settings
 from mutoscope.runtime.video import Video
-from mutoscope.runtime.video_files import Clip, check_output, find_ending
+from mutoscope.runtime.video_files import Clip, check_output, find_ending, open_video_file
 
 _NAME_CHARACTERS = 60
-_FROM_BUNDLE = "from the bundle"
 
 _EPILOG = """\b
 Examples:
@@ -41,23 +43,8 @@ Examples:
   mutoscope generate "a red circle moves left" --seed 7 --num-frames 1 -o image.png
   mutoscope generate "a red circle moves left" --num-videos 4 --seed 0 -o circle.webp
   mutoscope generate --bundle svd --image photo.jpg --condition motion_bucket_id=60 -o photo.mp4
+  mutoscope generate --bundle svd --continue photo.mp4 -o photo-2.mp4
 """
-
-
-def parse_conditions(
-    context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
-) -> dict[str, float]:
-    """Return `NAME=X` options as a mapping."""
-    conditions: dict[str, float] = {}
-    for text in value:
-        name, _, number = text.partition("=")
-        try:
-            conditions[name.strip()] = float(number)
-        except ValueError as err:
-            raise click.BadParameter(
-                f"{text!r} is not NAME=NUMBER: use motion_bucket_id=127"
-            ) from err
-    return conditions
 
 
 @click.command(epilog=_EPILOG)
@@ -66,6 +53,13 @@ def parse_conditions(
     "--image",
     metavar="FILE",
     help="The picture that the video starts from, for a bundle that takes one.",
+)
+@click.option(
+    "--continue",
+    "start_clip",
+    metavar="CLIP",
+    help="The same, with the last frame of a clip: a file or folder as mutoscope writes them, or "
+    "another video.",
 )
 @click.option(
     "--bundle",
@@ -79,84 +73,11 @@ def parse_conditions(
     "--output",
     metavar="OUT",
     default=None,
-    show_default="PROMPT with dashes or the image's name, .mp4 or .png",
+    show_default="PROMPT with dashes, or the name of the image or clip, .mp4 or .png",
     help="Where to write. The ending chooses the format: .mp4 .webm .gif .webp .apng .png .npy, or "
     "no ending for a folder of PNG files.",
 )
-@click.option(
-    "--seed",
-    type=int,
-    metavar="N",
-    show_default="random",
-    help="Start of the random numbers, 0 to 2^64 - 1; the same seed gives the same video.",
-)
-@click.option(
-    "--num-inference-steps",
-    type=int,
-    metavar="N",
-    show_default=_FROM_BUNDLE,
-    help="Denoising steps, one of the counts that the bundle has a schedule table for.",
-)
-@click.option(
-    "--guidance-scale",
-    type=float,
-    metavar="X",
-    show_default=_FROM_BUNDLE,
-    help="Weight of the prompt, at least 1; 1 turns guidance off, in half the time.",
-)
-@click.option(
-    "--min-guidance-scale",
-    type=float,
-    metavar="X",
-    show_default=_FROM_BUNDLE,
-    help="Guidance of the first frame, at least 1; it rises to the guidance scale at the last.",
-)
-@click.option(
-    "--negative-prompt",
-    metavar="TEXT",
-    show_default=_FROM_BUNDLE,
-    help="What to guide away from; needs a guidance scale above 1.",
-)
-@click.option(
-    "--num-frames",
-    type=int,
-    metavar="N",
-    show_default=_FROM_BUNDLE,
-    help="Length in frames; 1 makes an image.",
-)
-@click.option("--height", type=int, metavar="N", show_default=_FROM_BUNDLE, help="Pixels.")
-@click.option("--width", type=int, metavar="N", show_default=_FROM_BUNDLE, help="Pixels.")
-@click.option(
-    "--frame-rate",
-    type=float,
-    metavar="X",
-    show_default=_FROM_BUNDLE,
-    help="Frames per second of the file; some models are told.",
-)
-@click.option(
-    "--condition",
-    "conditions",
-    multiple=True,
-    metavar="NAME=X",
-    callback=parse_conditions,
-    help="A number that the bundle's model takes, e.g. motion_bucket_id=127; inspect lists them. "
-    "May be given again.",
-)
-@click.option(
-    "--scheduler",
-    metavar="NAME",
-    show_default=_FROM_BUNDLE,
-    help="One of the bundle's schedulers, e.g. ddim, euler-ancestral.",
-)
-@click.option(
-    "--guidance-passes",
-    type=click.Choice(GUIDANCE_PASSES),
-    default="separate",
-    show_default=True,
-    help="How the model runs where guidance is on: with the prompt and the negative prompt one "
-    "after the other, or batched, with both at once. That takes twice the memory and is faster on "
-    "some devices.",
-)
+@generation_options
 @variant_option
 @engine_options()
 @memory_limit_option
@@ -191,6 +112,7 @@ def parse_conditions(
 def generate(
     prompt: str | None,
     image: str | None,
+    start_clip: str | None,
     bundle: str | None,
     output: str | None,
     variant: str | None,
@@ -208,7 +130,9 @@ def generate(
     Everything is checked before the work starts: the options, the bundle, and that OUT can be
     written. What was made, with its seed, is said on stderr.
     """
-    inputs = {
+    if image is not None and start_clip is not None:
+        raise click.UsageError("--image and --continue both say what to start from: leave one out")
+    inputs: dict[str, Any] = {
         "prompt": prompt,
         "image": image,
         **{name: options.pop(name) for name in ("negative_prompt", "guidance_passes")},
@@ -221,9 +145,13 @@ def generate(
     )
     with pipeline:
         settings = make_settings(pipeline.bundle, **options)
+        if start_clip is not None:
+            inputs["image"] = load_last_frame(pipeline.bundle, start_clip)
         if output is None:
-            subject = prompt if prompt is not None else Path(image or "").stem
-            output = make_output_name(subject, settings.num_frames)
+            start = (
+                Path(image or "").stem if start_clip is None else f"{Path(start_clip).stem} next"
+            )
+            output = make_output_name(start if prompt is None else prompt, settings.num_frames)
         if engine_options.engine == AUTO:
             for name, runs in pipeline.describe_engines().items():
                 click.echo(f"{name}: {runs}", err=True)
@@ -234,11 +162,14 @@ def generate(
         if plan.tile_height is not None:
             click.echo(f"decoding {plan.describe()}", err=True)
         num_decodes = plan.count_runs(settings.latents_shape)
+        work = _describe_work(pipeline.bundle, settings)
         results = []
         for target in targets:
             options["seed"] = target.seed
-            video = _generate_one(pipeline, inputs, settings, options, target, num_decodes)
-            results.append(_save(pipeline, video, target, force=force))
+            with open_video_file(target.output, _make_clip(settings), force=force) as add:
+                inputs["on_frames"] = add
+                video = _generate_one(pipeline, inputs, settings, options, target, num_decodes)
+            results.append(_report(pipeline, video, target, work, force=force))
         engines = pipeline.describe_engines()
     if as_json:
         made_with = {
@@ -246,6 +177,7 @@ def generate(
             "variants": pipeline.variants,
             "engine": pipeline.engine_properties,
             "engines": engines,
+            **work,
         }
         click.echo(json.dumps({**made_with, "videos": results}))
 
@@ -276,7 +208,7 @@ def _make_targets(
             f"{SEED_MAX - num_videos + 1}"
         )
     find_ending(output)
-    clip = Clip(settings.num_frames, settings.height, settings.width, settings.frame_rate)
+    clip = _make_clip(settings)
     names = list(number_names(output, num_videos))
     latents_names = list(number_names(latents, num_videos)) if latents else [None] * num_videos
     targets = []
@@ -321,11 +253,38 @@ def _generate_one(
         )
 
 
-def _save(pipeline: VideoPipeline, video: Video, target: _Target, *, force: bool) -> dict[str, Any]:
-    """Write a video, and its latents if they are wanted; return it as a JSON object."""
-    path = video.save(target.output, force=force)
-    click.echo(f"{path}: seed {video.seed}, {video.timings.seconds_total:.1f} s", err=True)
-    result = _describe(video, path)
+def _describe_work(bundle: Bundle, settings: Settings) -> dict[str, Any]:
+    """What the denoisers do for each video, as a JSON object."""
+    scheduler, steps = settings.scheduler, settings.num_inference_steps
+    plan = plan_rows(bundle.manifest, bundle.load_schedule(scheduler, steps))
+    return {
+        "scheduler": scheduler,
+        "num_inference_steps": steps,
+        "denoisers": plan.num_rows,
+        "num_reused_rows": plan.num_reused,
+        "num_windows": len(settings.windows) or 1,
+    }
+
+
+def _report(
+    pipeline: VideoPipeline, video: Video, target: _Target, work: dict[str, Any], *, force: bool
+) -> dict[str, Any]:
+    """Write a video's latents, if they are wanted; say what was made, also as a JSON object."""
+    path = Path(target.output)
+    parts = [f"seed {video.seed}", "{scheduler}, {num_inference_steps} steps".format(**work)]
+    if work["num_reused_rows"]:
+        parts[-1] += " ({num_reused_rows} reused)".format(**work)
+    if work["num_windows"] > 1:
+        parts.append("{num_windows} windows".format(**work))
+    parts.append(f"{video.timings.seconds_total:.1f} s")
+    click.echo(f"{path}: {', '.join(parts)}", err=True)
+    assert video.settings is not None
+    result = {
+        "path": str(path),
+        **video.describe(),
+        **dataclasses.asdict(_make_clip(video.settings)),
+        **dataclasses.asdict(video.timings),
+    }
     if target.latents is not None and video.latents is not None:
         info = {
             **video.describe(),
@@ -369,15 +328,22 @@ def number_names(output: str, num_videos: int) -> Iterator[str]:
         yield str(path.with_name(f"{path.stem}-{number:0{width}d}{path.suffix}")) + slash
 
 
-def _describe(video: Video, path: Path) -> dict[str, Any]:
-    """One video as a JSON object."""
-    num_frames, height, width, _ = video.frames.shape
-    return {
-        "path": str(path),
-        **video.describe(),
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "frame_rate": video.frame_rate,
-        **dataclasses.asdict(video.timings),
-    }
+def _make_clip(settings: Settings) -> Clip:
+    """The clip that settings make."""
+    return Clip(settings.num_frames, settings.height, settings.width, settings.frame_rate)
+
+
+def load_last_frame(bundle: Bundle, path: str) -> NDArray[np.uint8]:
+    """Return what a video starts from that continues a clip: its last frame, uint8 [H, W, 3].
+
+    Raises:
+        ParameterError: The bundle takes no image, or the clip cannot be read.
+    """
+    if not bundle.manifest.images:
+        raise ParameterError(
+            f"continue is {path}, but this bundle makes a video of a prompt alone: leave "
+            "--continue out, or use the bundle of an image-to-video model"
+        )
+    from mutoscope.runtime.clip_files import load_clip
+
+    return load_clip(path)[-1]

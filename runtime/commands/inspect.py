@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mutoscope.runtime.baked_prompts import load_baked_prompts
 from mutoscope.runtime.built_engines import BuiltEngine, find_built
 from mutoscope.runtime.bundle import Bundle, describe_counts, find_external_data
 from mutoscope.runtime.manifest import (
@@ -59,7 +60,7 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield "limits"
     for name in ("height", "width", "num_frames"):
         yield _line(name, describe_limit(getattr(manifest.limits, name)))
-    yield from _describe_conditions(manifest)
+    yield from _describe_conditions(bundle)
     yield ""
     yield "defaults"
     defaults = manifest.defaults
@@ -81,12 +82,15 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
         yield from _describe_provenance(manifest.provenance)
 
 
-def _describe_conditions(manifest: Manifest) -> Iterator[str]:
+def _describe_conditions(bundle: Bundle) -> Iterator[str]:
+    manifest, baked = bundle.manifest, load_baked_prompts(bundle)
+    count = 0 if baked is None else len(baked.texts)
     if manifest.tokenizers:
         length = min(record.max_length for record in manifest.tokenizers.values())
-        yield _line("prompt", f"up to {length} tokens, with those the tokenizer adds")
+        more = f"; {count} baked" if count else ""
+        yield _line("prompt", f"up to {length} tokens, with those the tokenizer adds{more}")
     else:
-        yield _line("prompt", "none")
+        yield _line("prompt", f"one of {count} baked, without a text encoder" if count else "none")
     yield _line("image", "one, which the video starts from" if manifest.images else "none")
     yield _line("guidance", "yes" if manifest.guidance else "no")
     for name, record in manifest.conditions.items():
@@ -144,11 +148,18 @@ def _describe_component(manifest: Manifest, name: str, component: ComponentRecor
 
 
 def _describe_size(
-    manifest: Manifest, component: ComponentRecord, graph: str, beside: str = ""
+    manifest: Manifest, component: ComponentRecord, graph: str, beside: str | None = None
 ) -> str:
     """The size of a graph with its data, which it may share with the one that it lies beside."""
+    if component.weights_of is not None:
+        size = format_bytes(manifest.files[graph].size_bytes)
+        return f"{size} beside the weights of {component.weights_of}"
     data = find_external_data(manifest, component, graph)
-    is_shared = bool(data) and data == find_external_data(manifest, component, beside)
+    is_shared = (
+        bool(data)
+        and beside is not None
+        and data == find_external_data(manifest, component, beside)
+    )
     files = [graph] if is_shared else [graph, *data]
     size = format_bytes(sum(manifest.files[file].size_bytes for file in files))
     return f"{size} beside the same weights" if is_shared else size

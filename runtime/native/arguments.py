@@ -32,6 +32,7 @@ _INT32_MAX = 2**31 - 1
 _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1
 _NUMBERS = ("guidance_scale", "min_guidance_scale", "frame_rate")
+_SIZES = ("num_frames", "height", "width", "num_inference_steps")
 
 
 def encode_text(text: str) -> bytes:
@@ -165,7 +166,9 @@ class GenerateArguments(TypedDict, total=False):
     frame_rate: float | None
     conditions: Mapping[str, float] | None
     scheduler: str | None
-    guidance_passes: str
+    guidance_passes: str | None
+    context_length: int | None
+    context_stride: int | None
 
 
 def fill_generate_params(
@@ -180,13 +183,9 @@ def fill_generate_params(
     The defaults are those of the bundle by name: messages offer them.
     """
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    passes = values.pop("guidance_passes", "separate")
-    if passes not in GUIDANCE_PASSES:
-        raise ParameterError(
-            f"guidance_passes is {passes!r}; it must be one of {', '.join(GUIDANCE_PASSES)}: use "
-            "separate"
-        )
-    params.guidance_passes = GUIDANCE_PASSES[passes]
+    passes = values.pop("guidance_passes", None)
+    if passes is not None:
+        params.guidance_passes = _find_guidance_passes(passes)
     params.prompt = arguments.make_text("prompt", prompt)
     for name in ("negative_prompt", "scheduler"):
         setattr(params, name, arguments.make_text(name, values.pop(name, None)))
@@ -208,10 +207,21 @@ def fill_generate_params(
         if name in _NUMBERS:
             checked = _read_number(name, value)
         else:
-            checked = _check_size(name, _read_whole(name, value, defaults[name]))
+            default = defaults[name] if name in _SIZES else 1
+            checked = _check_size(name, _read_whole(name, value, default))
         if checked == 0:
             raise ParameterError(f"{name} is 0, which is the bundle's default in C: leave it out")
         setattr(params, name, checked)
+
+
+def _find_guidance_passes(passes: str) -> int:
+    """As C numbers them; raises `ParameterError`."""
+    if passes not in GUIDANCE_PASSES:
+        raise ParameterError(
+            f"guidance_passes is {passes!r}; it must be one of {', '.join(GUIDANCE_PASSES)}: use "
+            "separate"
+        )
+    return GUIDANCE_PASSES[passes]
 
 
 def _check_seed(value: object) -> int:

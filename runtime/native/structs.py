@@ -167,6 +167,8 @@ class GenerateParams(ctypes.Structure):
         ("progress_user_data", c_void_p),
         ("frame_callback", FrameCallback),
         ("frame_user_data", c_void_p),
+        ("context_length", c_int32),
+        ("context_stride", c_int32),
     ]
 
 
@@ -186,6 +188,13 @@ class Settings(ctypes.Structure):
         ("frame_rate", c_double),
         ("scheduler", c_char_p),
         ("frames_bytes", c_uint64),
+        ("guidance_passes", c_int32),
+        ("context_length", c_int32),
+        ("context_stride", c_int32),
+        ("num_context_windows", c_int32),
+        ("num_rows", c_int32),
+        ("num_guided_rows", c_int32),
+        ("num_denoiser_runs", c_uint64),
     ]
 
 

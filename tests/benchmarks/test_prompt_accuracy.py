@@ -12,6 +12,10 @@ from training.clips import (
     list_training_attributes,
 )
 
+# Drawn clips change nowhere but at the object, and it has one colour.
+MAX_STILL_FLICKER = 0.05
+MAX_COLOUR_DRIFT = 0.5
+
 
 def draw_instead(wanted):
     """Return a route that draws the clips of `wanted`, whatever the prompts say."""
@@ -36,6 +40,11 @@ def test_right_clips_score_one_and_wrong_ones_are_listed():
     perfect = measure_accuracy(draw_instead(wanted), wanted, seed=3)
     assert perfect["all"] == 1.0
     assert perfect["misses"] == []
+    steady = perfect["consistency"]
+    assert steady["flicker"] < MAX_STILL_FLICKER
+    assert steady["colour_drift"] < MAX_COLOUR_DRIFT
+    assert steady["keeps_colour"] == 1.0
+    assert steady["keeps_shape"] > 0.95
     shifted = measure_accuracy(draw_instead(wanted[1:] + wanted[:1]), wanted, seed=3)
     agree = np.mean(
         [a.colour == b.colour for a, b in zip(wanted, wanted[1:] + wanted[:1], strict=True)]
@@ -57,3 +66,16 @@ def test_json_output_is_one_object(monkeypatch, capsys):
     assert result["clips"] == 2
     assert result["reappears"] == 1.0
     assert result["num_inference_steps"] == 25
+    assert result["consistency"]["flicker"] < MAX_STILL_FLICKER
+
+
+def test_the_plain_output_lists_what_json_has(monkeypatch, capsys):
+    wanted = list_prompts("held-out")[:2]
+    monkeypatch.setattr(
+        prompt_accuracy, "open_checkpoint", lambda *args, **kwargs: draw_instead(wanted)
+    )
+    monkeypatch.setattr("sys.argv", ["x", "--checkpoint", "unused", "--limit", "2"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "colour       100.0 %" in lines
+    assert {line.split()[0] for line in lines} >= {"flicker", "warping_error", "keeps_shape"}

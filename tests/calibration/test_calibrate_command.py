@@ -248,7 +248,9 @@ def test_an_interrupt_says_how_to_go_on_below_the_bar(run_calibrate, path, monke
 
     make_up_times(monkeypatch)
     monkeypatch.setattr(calibration, "collect", interrupt)
-    monkeypatch.setattr("mutoscope.calibration.commands.calibrate.ProgressBar", make_terminal_bar)
+    monkeypatch.setattr(
+        "mutoscope.calibration.commands.progress_bars.ProgressBar", make_terminal_bar
+    )
     before = (path / "manifest.json").read_bytes()
     result = run_calibrate("--components", "unet")
     assert result.exit_code == EXIT_INTERRUPTED

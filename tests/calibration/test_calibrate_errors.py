@@ -139,7 +139,7 @@ def test_a_bundle_that_cannot_be_written_is_refused_before_any_work(calibrate, p
     calls = []
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(
-        OutputError, match=r"no permission in .*bundles: calibrate a copy of the bundle"
+        OutputError, match=r"no permission in .*bundles: work on a copy of the bundle"
     ):
         calibrate(lambda *call: calls.append(call))
     assert calls == []

@@ -200,8 +200,8 @@ def test_a_bundle_without_float32_graphs_is_refused(bundle):
 def test_options_that_the_bundle_does_not_allow_are_refused(bundle):
     sample = make_samples(bundle, PROMPTS, [], 1, 0)[0]
     assert SamplingOptions(num_inference_steps=2).resolve(bundle, sample).num_inference_steps == 2
-    with pytest.raises(ParameterError, match="num_frames is 99"):
-        SamplingOptions(num_frames=99).resolve(bundle, sample)
+    with pytest.raises(ParameterError, match="height is 99"):
+        SamplingOptions(height=99).resolve(bundle, sample)
 
 
 def list_captions(attributes):

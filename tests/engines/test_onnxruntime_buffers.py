@@ -19,6 +19,8 @@ OUTPUTS = {
     "indices": TensorSpec("indices", "int64", (2, "indices_1")),
 }
 
+NAMES = list(OUTPUTS)
+
 
 @pytest.fixture
 def session(tmp_path: Path) -> onnxruntime.InferenceSession:
@@ -63,7 +65,7 @@ def test_results_are_those_of_a_plain_run_for_every_shape_and_any_order(
     buffers = make_buffers(session)
     for seed, length in enumerate((3, 3, 5, 5, 3, 1)):
         feeds = make_feeds(length, seed)
-        results = buffers.run(feeds)
+        results = buffers.run(feeds, NAMES)
         assert list(results) == ["kept", "indices"]
         for result, expected in zip(results.values(), session.run(None, feeds), strict=True):
             assert result.dtype == expected.dtype
@@ -74,12 +76,12 @@ def test_results_are_new_arrays_while_the_memory_they_come_from_is_the_same(
     session: onnxruntime.InferenceSession,
 ) -> None:
     buffers = make_buffers(session)
-    first = buffers.run(make_feeds(4, 0))
+    first = buffers.run(make_feeds(4, 0), NAMES)
     kept = first["kept"].copy()
     values = dict(buffers._values)
     addresses = {name: value.data_ptr() for name, value in values.items()}
     assert set(addresses) == {"data", "mask", "kept"}
-    second = buffers.run(make_feeds(4, 1))
+    second = buffers.run(make_feeds(4, 1), NAMES)
     np.testing.assert_array_equal(first["kept"], kept)
     assert not np.array_equal(second["kept"], kept)
     assert all(buffers._values[name] is value for name, value in values.items())
@@ -91,7 +93,7 @@ def test_the_size_is_that_of_the_arrays_that_stay(session: onnxruntime.Inference
     buffers = make_buffers(session)
     assert buffers.size_bytes == 0
     for length in (4, 4, 10):
-        buffers.run(make_feeds(length, 0))
+        buffers.run(make_feeds(length, 0), NAMES)
         # data and kept in float16, mask in bool.
         assert buffers.size_bytes == length * 2 * (2 + 2 + 1)
     buffers.free()
@@ -105,13 +107,13 @@ def test_an_input_of_which_the_memory_is_not_in_order_is_read_right(
     feeds = make_feeds(6, 0)
     expected = session.run(None, feeds)
     feeds["data"] = np.asfortranarray(feeds["data"])
-    np.testing.assert_array_equal(buffers.run(feeds)["kept"], expected[0])
+    np.testing.assert_array_equal(buffers.run(feeds, NAMES)["kept"], expected[0])
 
 
 def test_a_run_that_fails_leaves_the_buffers_of_use(session: onnxruntime.InferenceSession) -> None:
     buffers = make_buffers(session)
     feeds = make_feeds(3, 0)
     with pytest.raises(error_types()):
-        buffers.run({**feeds, "mask": feeds["mask"][:2]})
-    results = buffers.run(feeds)
+        buffers.run({**feeds, "mask": feeds["mask"][:2]}, NAMES)
+    results = buffers.run(feeds, NAMES)
     np.testing.assert_array_equal(results["kept"], session.run(None, feeds)[0])

@@ -19,15 +19,15 @@ TOLERANCE = 2e-5
 
 
 def run_both(component: ComponentExport, bundle: Path, inputs: Arrays) -> Iterator[NDArray[Any]]:
-    """Yield the one output of the module, then that of the graph in the bundle."""
+    """Yield the one output of the module, then the first of the graph in the bundle."""
     (name,) = component.outputs
     yield run_module(component, inputs)[name]
     yield run_graph(bundle, component.name, inputs)
 
 
 def run_graph(bundle: Path, component: str, inputs: Arrays) -> NDArray[Any]:
-    """Return the one output of a graph."""
-    (output,) = _open_graph(bundle, component).run(None, inputs)
+    """Return the first output of a graph."""
+    output, *_ = _open_graph(bundle, component).run(None, inputs)
     return np.asarray(output)
 
 

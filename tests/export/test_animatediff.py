@@ -53,7 +53,7 @@ def run_module(component: ComponentExport, inputs: Arrays) -> NDArray[Any]:
 
 
 def run_graph(bundle: Path, component: str, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    (output,) = open_graph(bundle, component).run(None, inputs)
+    output, *_ = open_graph(bundle, component).run(None, inputs)
     return np.asarray(output)
 
 

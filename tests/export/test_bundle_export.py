@@ -17,9 +17,9 @@ import onnxruntime
 import pytest
 
 from mutoscope.export import ExportError, ExportProgress, component_export, export_checkpoint
-from mutoscope.export.bundle_export import fit_default_steps
 from mutoscope.export.checkpoint import open_checkpoint
 from mutoscope.export.families.animatediff import open_family
+from mutoscope.export.schedule_plan import fit_default_steps
 from mutoscope.runtime.errors import MutoscopeError, OutputError, ParameterError, ScheduleError
 from mutoscope.runtime.manifest import DefaultsRecord, Manifest
 from mutoscope.runtime.schedule import ScheduleTable
@@ -28,12 +28,15 @@ from tests.conftest import CommandResult, RunCommand
 # Nodes and small constants; the weights of this decoder are 97 kB.
 MAXIMUM_TILE_GRAPH_BYTES = 40_000
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
+# With what is cut out of one of them, which has no folder of its own.
+ALL_COMPONENTS = ("text_encoder", "unet", "unet_reuse", "vae_decoder")
+GRAPHS = (*(f"{name}/model.onnx" for name in COMPONENTS), "unet/model_reuse.onnx")
 
 
 def test_export_prints_one_json_object(tiny_export: tuple[Path, CommandResult]) -> None:
     _, result = tiny_export
     report = json.loads(result.stdout)
-    assert list(report["components"]) == list(COMPONENTS)
+    assert list(report["components"]) == list(ALL_COMPONENTS)
     assert report["schedulers"] == {"ddim": list(range(1, 51))}
     assert report["components"]["unet"]["parity"][0]["psnr_db"] > 100
 
@@ -47,7 +50,7 @@ def test_export_writes_its_progress_and_no_library_noise(
     assert [line.split()[1] for line in lines[1:]] == [
         "tokenizer",
         "schedules",
-        *COMPONENTS,
+        *ALL_COMPONENTS,
         "manifest.json",
     ]
 
@@ -107,11 +110,11 @@ def test_schedules_of_other_schedulers_are_made_by_name(other_bundle: Path) -> N
     assert table.draws_noise
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_graphs_hold_no_paths_and_no_stack_traces(
-    component: str, tiny_bundle: Path, tiny_checkpoint: Path
+    graph: str, tiny_bundle: Path, tiny_checkpoint: Path
 ) -> None:
-    content = (tiny_bundle / component / "model.onnx").read_bytes()
+    content = (tiny_bundle / graph).read_bytes()
     places = {
         str(Path.home()),
         str(Path.cwd()),
@@ -127,9 +130,9 @@ def test_graphs_hold_no_paths_and_no_stack_traces(
         assert place.encode() not in content
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_graphs_pass_the_checker_and_are_plain_onnx(component: str, tiny_bundle: Path) -> None:
-    path = tiny_bundle / component / "model.onnx"
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_graphs_pass_the_checker_and_are_plain_onnx(graph: str, tiny_bundle: Path) -> None:
+    path = tiny_bundle / graph
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path), load_external_data=False)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
@@ -141,11 +144,15 @@ def test_graphs_pass_the_checker_and_are_plain_onnx(component: str, tiny_bundle:
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_weights_lie_once_in_one_data_file(component: str, tiny_bundle: Path) -> None:
     folder = tiny_bundle / component
-    # The graphs for processors and those that decode in tiles read the same weights.
+    # The graphs for processors, for reused features and for tiles read the same weights.
     names = {path.name for path in folder.iterdir()}
     tiles = {name for name in names if name.startswith("model_tiles_")}
-    rewritten = {"model_cpu.onnx"} if component != "text_encoder" else set()
-    assert names - tiles == {"model.onnx", "model.onnx.data"} | rewritten
+    graphs = {"model.onnx", "model.onnx.data"}
+    if component != "text_encoder":
+        graphs.add("model_cpu.onnx")
+    if component == "unet":
+        graphs |= {"model_reuse.onnx", "model_cpu_reuse.onnx"}
+    assert names - tiles == graphs
     assert bool(tiles) == (component == "vae_decoder")
     assert all((folder / name).stat().st_size < MAXIMUM_TILE_GRAPH_BYTES for name in tiles)
     model = onnx.load(str(folder / "model.onnx"))
@@ -154,10 +161,10 @@ def test_weights_lie_once_in_one_data_file(component: str, tiny_bundle: Path) ->
     assert len(set(large)) == len(large)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", ALL_COMPONENTS)
 def test_graph_axes_are_named_as_in_the_manifest(component: str, other_bundle: Path) -> None:
     record = Manifest.load(other_bundle / "manifest.json").components[component]
-    session = onnxruntime.InferenceSession(str(other_bundle / component / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(other_bundle / record.variants["float32"]))
     for values, records in (
         (session.get_inputs(), record.inputs),
         (session.get_outputs(), record.outputs),

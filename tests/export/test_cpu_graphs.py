@@ -44,6 +44,7 @@ def make_sizes(manifest: Manifest, multiple: int, **others: int) -> dict[str, in
     height, width = multiple * limits.height.minimum, multiple * limits.width.minimum
     return {
         **others,
+        "batch_frames": others["batch"] * others["num_frames"],
         "height": height,
         "width": width,
         "latent_height": height // scale,
@@ -66,7 +67,8 @@ def test_a_rewritten_graph_equals_the_plain_one_at_every_size(
         num_frames=min(frames.maximum or MAX_FRAMES, MAX_FRAMES),
         sequence=max((tokenizer.max_length for tokenizer in tokens), default=1),
     )
-    mixed = {**usual, "batch": 1, "num_frames": 3, "latent_width": least["latent_width"]}
+    mixed = {**usual, "batch": 1, "num_frames": 3, "batch_frames": 3}
+    mixed["latent_width"] = least["latent_width"]
     compared = 0
     for component in manifest.components.values():
         for variant, path in component.cpu_graphs.items():
@@ -101,7 +103,8 @@ def test_nothing_that_a_rewrite_is_for_is_left_in_a_denoiser(
 def test_a_rewritten_graph_reads_the_weights_of_the_plain_one(tiny_bundle: Path) -> None:
     folder = tiny_bundle / "unet"
     assert {path.name for path in folder.iterdir()} == {
-        "model.onnx", "model.onnx.data", "model_cpu.onnx",
+        "model.onnx", "model.onnx.data", "model_cpu.onnx", "model_reuse.onnx",
+        "model_cpu_reuse.onnx",
     }  # fmt: skip
     places = [list_places(folder / name) for name in ("model.onnx", "model_cpu.onnx")]
     assert places[1] <= places[0]

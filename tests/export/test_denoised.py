@@ -14,7 +14,7 @@ from mutoscope.export.schedule import trace_schedule
 from mutoscope.export.schedules.runner import ESTIMATE_NAMES
 from mutoscope.runtime.sampler import F32, StepInfo, denoise
 from mutoscope.runtime.schedule import ScheduleTable
-from tests.export.test_schedule_parity import CASES, SHAPE, Case, case, predict
+from tests.export.test_schedule_parity import CASES, SHAPE, Case, case, predict, predict_row
 
 # diffusers hands torch tensors to numpy in a way that numpy 2 warns about.
 pytestmark = [
@@ -213,7 +213,7 @@ def sample_with_estimates(table: ScheduleTable) -> tuple[F32, list[F32]]:
         seen.append(info.denoised)
 
     latents = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
-    return denoise(latents, table, predict, on_step=on_step), seen
+    return denoise(latents, table, predict_row, on_step=on_step), seen
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddim-sample", "euler", "dpm-2", "flow-euler", "svd"])

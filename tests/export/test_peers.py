@@ -80,11 +80,11 @@ def test_several_outputs_come_back_by_name(tmp_path: Path, monkeypatch: pytest.M
 
     inputs = {"sample": TensorRecord("float32", ("batch", 2), "latents")}
     outputs = {name: TensorRecord("float32", ("batch",)) for name in ("first", "second")}
-    component = ComponentExport("unet", Halves(), inputs, outputs, {}, ())
-    family = SimpleNamespace(component_makers={"unet": lambda: component})
+    component = ComponentExport("text_encoder", Halves(), inputs, outputs, {}, ())
+    family = SimpleNamespace(component_makers={"text_encoder": lambda: component})
     monkeypatch.setattr(peers, "open_model", lambda *_, **__: nullcontext((None, family)))
     monkeypatch.setattr(peers, "_check_same", lambda *_: None)
-    model = TorchModel(make_settings_of_peer(tmp_path, tmp_path, "unet"))
+    model = TorchModel(make_settings_of_peer(DEFAULT_BUNDLE_PATH, tmp_path, "text_encoder"))
     results = model.run({"sample": np.array([[1, 2]], np.float32)})
     assert {name: array.tolist() for name, array in results.items()} == {
         "first": [1.0],
@@ -133,7 +133,9 @@ def test_a_bundle_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     settings = make_settings_of_peer(tmp_path, CHECKPOINT, "unet")
     with pytest.raises(ExportParityError, match="unet takes or returns other shapes"):
         TorchModel(settings)
-    with pytest.raises(ExportParityError, match="gives text_encoder, unet, vae_decoder, no trans"):
+    with pytest.raises(
+        ExportParityError, match="gives text_encoder, unet, unet_few_step, vae_decoder, no trans"
+    ):
         TorchModel({**settings, "component": "transformer"})
     with pytest.raises(CheckpointError):
         TorchModel({**settings, "checkpoint": str(tmp_path)})

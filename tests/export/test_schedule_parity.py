@@ -26,7 +26,7 @@ from mutoscope.export.schedule import trace_schedule
 from mutoscope.runtime.errors import MutoscopeError, ParameterError, ScheduleError
 from mutoscope.runtime.noise import NoiseGenerator
 from mutoscope.runtime.sampler import F32, denoise
-from mutoscope.runtime.schedule import ScheduleTable
+from mutoscope.runtime.schedule import ScheduleRow, ScheduleTable
 
 # diffusers hands torch tensors to numpy in a way that numpy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -228,6 +228,11 @@ def predict(sample: F32, timestep: float) -> F32:
     return result
 
 
+def predict_row(sample: F32, row: ScheduleRow) -> F32:
+    """The same denoiser as the sampler calls it."""
+    return predict(sample, row.timestep)
+
+
 def run_diffusers(one: Case, num_inference_steps: int) -> tuple[F32, list[float]]:
     """Sample as the pipelines of diffusers do; returns the latents and the timesteps."""
     scheduler = one.make()
@@ -260,7 +265,7 @@ def run_diffusers(one: Case, num_inference_steps: int) -> tuple[F32, list[float]
 def run_table(table: ScheduleTable) -> F32:
     generator = NoiseGenerator(SEED)
     return denoise(
-        generator.normal(SHAPE), table, predict, noise=lambda _index: generator.normal(SHAPE)
+        generator.normal(SHAPE), table, predict_row, noise=lambda _index: generator.normal(SHAPE)
     )
 
 

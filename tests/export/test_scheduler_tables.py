@@ -8,6 +8,7 @@ import pytest
 
 from mutoscope.export.scheduler_tables import (
     ALIASES,
+    PlannedSchedule,
     check_step_counts,
     make_schedulers,
     name_scheduler,
@@ -33,7 +34,7 @@ def test_every_alias_is_a_scheduler_that_fits_stable_diffusion(alias: str) -> No
 def test_tables_of_a_scheduler_with_infinite_settings_are_written(tmp_path: Path) -> None:
     own = diffusers.DPMSolverMultistepScheduler()
     assert own.config.lambda_min_clipped == -math.inf
-    schedules = write_schedule_tables(make_schedulers(own, []), [1, 4], tmp_path)
+    schedules = write_schedule_tables({"dpm++2m": PlannedSchedule(own, (1, 4))}, tmp_path)
     tables = schedules["dpm++2m"]
     assert tables["4"] == "schedules/dpm++2m_4.json"
     assert ScheduleTable.load(tmp_path / tables["4"]).num_inference_steps == 4

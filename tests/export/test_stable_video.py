@@ -264,7 +264,7 @@ def test_what_does_not_belong_is_refused(model: Model) -> None:
 def test_the_manifest_says_all_of_it(model: Model) -> None:
     manifest = Manifest.load(model.bundle / "manifest.json")
     assert manifest.family == "stable-video-diffusion"
-    assert tuple(manifest.components) == COMPONENTS
+    assert tuple(manifest.components) == (*COMPONENTS[:-1], "unet_reuse", COMPONENTS[-1])
     assert manifest.tokenizers == {}
     assert manifest.latents.start_noise_frames_first
     assert manifest.latents.step_noise_frames_first

@@ -15,6 +15,7 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from onnx import TensorProto
 
+from mutoscope.calibration.reuse_graphs import CutGraph, name_reuse_graph
 from mutoscope.export import (
     ExportError,
     ExportParityError,
@@ -39,6 +40,7 @@ from mutoscope.runtime.metrics import psnr_db
 from tests.conftest import CommandResult, RunCommand, run_in_process
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
+REUSE_GRAPH = "unet/model_fp16_reuse.onnx"
 # What is promised of a clip of float16 graphs beside that of float32 ones, on a CPU.
 MINIMUM_CLIP_PSNR_DB = 45.0
 
@@ -95,6 +97,9 @@ def test_the_added_variant_stands_beside_the_default_one(
         for other in ("model.onnx", *(["model_cpu.onnx"] if old.cpu_graphs else [])):
             assert data not in find_external_data(after.manifest, new, f"{name}/{other}")
         after.load_graph(name, "float16")
+    old, new = before.find_component("unet_reuse"), after.find_component("unet_reuse")
+    assert new == replace(old, variants={**old.variants, "float16": REUSE_GRAPH})
+    assert after.load_graph("unet_reuse", "float16") == added_bundle / REUSE_GRAPH
     assert after.manifest.provenance["dtype"] == "float32, float16"
     assert after.manifest.provenance["weights"] == "float32, float16"
 
@@ -164,7 +169,12 @@ def quick_graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             (bundle / f"{path}{end}").write_text(f"{path} {len(written)}")
         return WrittenGraph(str(path), 1, ())
 
+    def cut(_component: ComponentExport, graph: Path, *_rest: object) -> tuple[CutGraph, tuple[()]]:
+        graph.with_name(name_reuse_graph(graph.name)).write_text(f"cut {len(written)}")
+        return CutGraph((), 1), ()
+
     monkeypatch.setattr(variant_export, "write_graph", write)
+    monkeypatch.setattr(variant_export, "write_reuse_graph", cut)
     return written
 
 
@@ -184,7 +194,8 @@ def test_float16_graphs_are_replaced_with_force_only(
     add_float16(tiny_checkpoint, copy, force=True)
     changed = {path for path, content in find_contents(copy).items() if before[path] != content}
     graphs = {f"{path}{end}" for path in quick_graphs for end in ("", ".data")}
-    assert changed == {str(copy / name) for name in (*graphs, "manifest.json")}
+    graphs |= {REUSE_GRAPH, "manifest.json"}
+    assert changed == {str(copy / name) for name in graphs}
     bundle = Bundle.open(copy)
     for name in COMPONENTS:
         bundle.load_graph(name, "float16")
@@ -273,7 +284,7 @@ def test_a_component_that_must_stay_in_float32_has_that_alone(
 ) -> None:
     make = open_family(open_checkpoint(tiny_checkpoint)).component_makers["text_encoder"]
     plan = GraphPlan(("float16", "float32"), "float32", ())
-    record, _, _ = export_component(lambda: replace(make(), float32_only=True), tmp_path, plan)
+    record = export_component(lambda: replace(make(), float32_only=True), tmp_path, plan).record
     assert record.variants == {"float32": "text_encoder/model.onnx"}
     assert record.default_variant == "float32"
 

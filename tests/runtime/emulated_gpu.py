@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,13 @@ class EmulatedEngine(ForwardingEngine):
         return {"weights": 3000, "activations": 2000}
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Tensors:
         check_feeds("emulated", self._limits, feeds)
-        results = super().run(feeds, outputs)
+        results = super().run(feeds, outputs, wanted)
         wrong = np.nan if self._machine.error == "nan" else float(self._machine.error)
         for array in results.values() if wrong else ():
             with np.errstate(invalid="ignore"):

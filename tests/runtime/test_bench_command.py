@@ -175,6 +175,7 @@ def test_openvino_takes_part_as_a_peer_and_as_an_engine(
         (["--engine", "tflite"], 1, "engine is 'tflite': use one of onnxruntime"),
         (["--engine", ","], 1, "--engine is empty: use onnxruntime"),
         (["--height", "33"], 1, "height is 33"),
+        (["--num-frames", "33"], 1, "num_frames is 33; this bundle allows at most 32: use 32"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(

@@ -66,7 +66,18 @@ def test_docs_show_the_help_as_it_is() -> None:
     assert text == make_document(), "run scripts/write_cli_docs.py"
 
 
-DOCUMENTS = ("benchmarks", "cli", "desktop", "export", "families", "jetson", "python-api")
+DOCUMENTS = (
+    "benchmarks",
+    "cli",
+    "desktop",
+    "evaluation",
+    "export",
+    "families",
+    "jetson",
+    "python-api",
+    "speed",
+    "tuning",
+)
 
 
 @pytest.mark.parametrize(

@@ -106,13 +106,18 @@ def test_a_decoder_that_returns_something_else_is_an_engine_error() -> None:
         decode(lambda part: np.zeros((1, 5, 8, 8, 3), np.uint8), make_latents(), DecodePlan(1))
 
 
-def test_without_a_limit_frames_stay_whole_and_a_run_stays_near_one_gibibyte() -> None:
-    plan = plan_decode(DECODER, (1, 4, 16, 32, 32), SCALE)
+def test_without_a_limit_frames_stay_whole_and_a_run_stays_small() -> None:
+    plan = plan_decode(DECODER, (1, 4, 16, 4, 4), SCALE)
     assert plan == DecodePlan(4)
-    assert 4 * DECODER.bytes_per_pixel * 256 * 256 <= RUN_BYTES
-    assert plan_decode(DECODER, (1, 4, 16, 128, 128), SCALE) == DecodePlan(1)
+    assert 4 * DECODER.bytes_per_pixel * 32 * 32 <= RUN_BYTES
+    assert plan_decode(DECODER, (1, 4, 16, 32, 32), SCALE) == DecodePlan(1)
     assert plan_decode(TEMPORAL, CLIP, SCALE) == DecodePlan(16)
     assert plan_decode(None, CLIP, SCALE) == DecodePlan(16)
+
+
+def test_a_longer_clip_is_not_decoded_in_larger_runs() -> None:
+    short, long = (plan_decode(DECODER, (1, 4, n, 4, 4), SCALE) for n in (16, 1024))
+    assert short == long
 
 
 def test_a_limit_takes_fewer_frames_first_and_then_tiles_where_there_are_some() -> None:

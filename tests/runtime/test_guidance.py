@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from mutoscope.runtime.guidance import (
 from mutoscope.runtime.manifest import PROMPT_EMBEDS, ComponentRecord
 from mutoscope.runtime.noise import NoiseGenerator, make_noise_source
 from mutoscope.runtime.pipeline import VideoPipeline
+from mutoscope.runtime.row_plan import DenoiserUse, RowPlan
 from mutoscope.runtime.sampler import F32, StepInfo, denoise
+from mutoscope.runtime.schedule import ScheduleRow
 from mutoscope.runtime.timings import Timings
 from tests.runtime.conftest import RunCli
 
@@ -65,10 +67,14 @@ class FakeUnet:
         """Nothing."""
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> dict[str, Array]:
         """Write the output into the array that is given, without a temporary one."""
         assert outputs is not None
+        assert wanted == ["out_sample"]
         if self.keeps_arrays:
             self.seen.append({**feeds, **outputs})
             self.kept.append({name: array.copy() for name, array in feeds.items()})
@@ -109,10 +115,16 @@ def make_denoiser(
     unet = FakeUnet(bundle.find_component("unet"))
     components._engines["unet"] = unet
     guidance = GUIDANCE if shape == SHAPE else np.full((1, 1, 1, 1, 1), 3, dtype=np.float32)
+    plan = RowPlan("unet", {"unet": DenoiserUse(num_rows=1, guided=True)})
     denoiser = GuidedDenoiser(
-        bundle, components, passes, shape, guidance, Timings(), guidance_passes=guidance_passes
-    )
+        bundle, components, passes, shape, guidance, Timings(), plan,
+        guidance_passes=guidance_passes,
+    )  # fmt: skip
     return denoiser, unet
+
+
+def make_row(timestep: float) -> ScheduleRow:
+    return ScheduleRow(timestep, 1.0, 0, ())
 
 
 def make_sample(shape: tuple[int, ...] = SHAPE) -> F32:
@@ -121,7 +133,7 @@ def make_sample(shape: tuple[int, ...] = SHAPE) -> F32:
 
 def test_one_pass_returns_what_the_graph_returns(bundle: Bundle) -> None:
     predict, unet = make_denoiser(bundle, [make_prompt(2.0)])
-    np.testing.assert_array_equal(predict(make_sample(), 7.0), 2 * make_sample())
+    np.testing.assert_array_equal(predict(make_sample(), make_row(7.0)), 2 * make_sample())
     assert unet.num_runs == 1
     assert unet.seen[0]["timestep"] == 7
 
@@ -134,7 +146,7 @@ def test_guidance_leads_from_the_negative_prompt_to_the_prompt(
     predict, unet = make_denoiser(bundle, passes, guidance_passes)
     sample = make_sample()
     expected = 0.5 * sample + GUIDANCE * (2.0 - 0.5) * sample
-    np.testing.assert_allclose(predict(sample, 7.0), expected, rtol=LATENTS_TOLERANCE)
+    np.testing.assert_allclose(predict(sample, make_row(7.0)), expected, rtol=LATENTS_TOLERANCE)
     assert unet.num_runs == num_runs
 
 
@@ -144,8 +156,8 @@ def test_every_step_uses_the_arrays_of_the_first_again(
 ) -> None:
     passes = [make_prompt(2.0), make_prompt(0.5)]
     predict, unet = make_denoiser(bundle, passes, guidance_passes)
-    first = predict(make_sample(), 7.0)
-    second = predict(2 * make_sample(), 5.0)
+    first = predict(make_sample(), make_row(7.0))
+    second = predict(2 * make_sample(), make_row(5.0))
     assert second is first
     per_step = len(unet.seen) // 2
     for before, after in zip(unet.seen[:per_step], unet.seen[per_step:], strict=True):
@@ -166,7 +178,7 @@ def test_a_batch_stacks_what_has_its_axis_and_leaves_the_rest(bundle: Bundle) ->
     rate = {"frame_rate": np.asarray(8.0)}
     passes = [make_prompt(2.0) | rate, make_prompt(0.5) | rate]
     predict, unet = make_denoiser(bundle, passes, "batched")
-    predict(make_sample(), 7.0)
+    predict(make_sample(), make_row(7.0))
     (feeds,) = unet.kept
     np.testing.assert_array_equal(feeds["timestep"], [7, 7])
     np.testing.assert_array_equal(feeds["rate"], [8])
@@ -181,7 +193,7 @@ def test_graphs_in_float16_are_fed_and_read_in_float16(bundle: Bundle) -> None:
     bundle.manifest.components["unet"] = dataclasses.replace(record, inputs=half, outputs=outputs)
     predict, unet = make_denoiser(bundle, [make_prompt(2.0), make_prompt(0.5)])
     sample = make_sample().astype(np.float16).astype(np.float32)
-    found = predict(sample, 7.0)
+    found = predict(sample, make_row(7.0))
     assert unet.seen[0]["sample"].dtype == unet.seen[0]["out_sample"].dtype == np.float16
     assert found.dtype == np.float32
     # 2 and 0.5 times a float16 is exact.
@@ -196,7 +208,7 @@ def test_unequal_lengths_do_not_fit_into_a_batch(bundle: Bundle) -> None:
     )
     with pytest.raises(ParameterError, match=message):
         make_denoiser(bundle, passes, "batched")
-    make_denoiser(bundle, passes)[0](make_sample(), 7.0)
+    make_denoiser(bundle, passes)[0](make_sample(), make_row(7.0))
 
 
 def test_conditions_without_a_batch_axis_must_be_equal_in_a_batch(bundle: Bundle) -> None:
@@ -225,9 +237,9 @@ def test_generate_refuses_an_unknown_way_before_any_work(pipeline: VideoPipeline
 def test_both_ways_make_the_same_video(monkeypatch: pytest.MonkeyPatch) -> None:
     run, batches = OnnxruntimeEngine.run, []
 
-    def run_and_look(engine: OnnxruntimeEngine, feeds: Any, outputs: Any = None) -> Any:
+    def run_and_look(engine: OnnxruntimeEngine, feeds: Any, *arguments: Any) -> Any:
         batches.extend(len(feeds[name]) for name in feeds if name == "sample")
-        return run(engine, feeds, outputs)
+        return run(engine, feeds, *arguments)
 
     monkeypatch.setattr(OnnxruntimeEngine, "run", run_and_look)
     with VideoPipeline.open(num_threads=1) as pipeline:

@@ -177,7 +177,7 @@ def test_several_videos_are_numbered_and_take_seeds_in_turn(
 
 BAD_INPUT = [
     (["--height", 40], "height is 40; this bundle needs 16k: use 32 or 48"),
-    (["--num-frames", 99], "num_frames is 99; this bundle allows at most 32: use 32"),
+    (["--width", 4000], "width is 4000; this bundle allows at most 256: use 256"),
     (["--scheduler", "foo"], "scheduler 'foo' is not in this bundle: use ddim, euler-ancestral"),
     (["--num-inference-steps", 60], "num_inference_steps is 60; this bundle has tables of ddim "),
     (["--guidance-scale", 0], "guidance_scale is 0; it must be at least 1: use 1 for no guidance"),

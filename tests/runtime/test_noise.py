@@ -31,6 +31,7 @@ FIRST_BITS = {
         "4027553b bede3842 3eb46552 bd843391 3f44c4e5 3efcf28f 3e7f3335 3fdf9eba"
     ),
 }
+PERMUTATION = [4, 0, 7, 3, 2, 5, 1, 6]  # torch.randperm(8) of seed 0
 LAST_BITS = {
     0: "3f6e8c31 3fa12737 4000519a 3d5c1b3a 3f1e38f6",
     2**40 + 5: "3f3ea9b4 3d01aaa9 bf9611ac bfc0e36c be17a8bd",
@@ -150,3 +151,23 @@ def test_a_seed_out_of_range_is_refused(seed: int) -> None:
 def test_a_seed_that_is_no_whole_number_is_refused(seed: object) -> None:
     with pytest.raises(ParameterError, match="must be a whole number"):
         NoiseGenerator(seed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**40 + 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 100, 1500])
+def test_a_permutation_is_that_of_torch_and_moves_the_stream_as_it_does(
+    seed: int, count: int
+) -> None:
+    generator, found = torch.Generator("cpu").manual_seed(seed), NoiseGenerator(seed)
+    # An odd number of small draws leaves a normal behind, which a permutation does not use up.
+    for size in (3, 40):
+        torch.randn(size, generator=generator)
+        found.normal((size,))
+        expected = torch.randperm(count, generator=generator).numpy()
+        np.testing.assert_array_equal(found.permutation(count), expected)
+    after = torch.randn(5, generator=generator).numpy()
+    np.testing.assert_allclose(found.normal((5,)), after, RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE)
+
+
+def test_a_permutation_of_a_seed_is_as_it_was() -> None:
+    assert NoiseGenerator(0).permutation(8).tolist() == PERMUTATION

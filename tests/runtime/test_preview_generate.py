@@ -54,9 +54,9 @@ def test_the_time_of_previews_is_not_the_samplers(
 ) -> None:
     run = OnnxruntimeEngine.run
 
-    def run_slowly(engine: OnnxruntimeEngine, feeds: Any, outputs: Any = None) -> Any:
+    def run_slowly(engine: OnnxruntimeEngine, *arguments: Any) -> Any:
         time.sleep(0.05)
-        return run(engine, feeds, outputs)
+        return run(engine, *arguments)
 
     monkeypatch.setattr(OnnxruntimeEngine, "run", run_slowly)
     with VideoPipeline.open(preview_bundle) as pipeline:

@@ -37,7 +37,7 @@ def make_latents(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> F32:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def predict_zero(sample: F32, timestep: float) -> F32:
+def predict_zero(sample: F32, row: ScheduleRow) -> F32:
     return np.zeros_like(sample)
 
 
@@ -88,7 +88,7 @@ def test_denoise_equals_the_plain_definition(table: ScheduleTable, block_element
         found = denoise(
             latents,
             table,
-            lambda _sample, _timestep: next(remaining_outputs),
+            lambda _sample, _row: next(remaining_outputs),
             noise=lambda _step_index: next(remaining_noises),
         )
     expected = run_slowly(latents, table, outputs, noises)
@@ -96,17 +96,17 @@ def test_denoise_equals_the_plain_definition(table: ScheduleTable, block_element
     np.testing.assert_allclose(found / scale, expected / scale, 0, RELATIVE_TOLERANCE)
 
 
-def test_the_model_sees_scaled_latents_and_the_timestep() -> None:
-    seen: list[tuple[F32, float]] = []
+def test_the_model_sees_scaled_latents_and_the_row() -> None:
+    seen: list[tuple[F32, ScheduleRow]] = []
 
-    def predict(sample: F32, timestep: float) -> F32:
-        seen.append((sample.copy(), timestep))
+    def predict(sample: F32, row: ScheduleRow) -> F32:
+        seen.append((sample.copy(), row))
         return np.zeros_like(sample)
 
     latents = make_latents()
     row = ScheduleRow(12.25, 0.25, 0, (HALVE,))
     denoise(latents, make_table(row, init_noise_sigma=8.0), predict)
-    assert seen[0][1] == 12.25
+    assert seen[0][1] is row
     np.testing.assert_allclose(seen[0][0], 2.0 * latents)
 
 
@@ -121,7 +121,7 @@ def test_the_argument_is_not_changed_and_the_result_is_new() -> None:
 
 
 def test_predict_may_write_to_its_sample() -> None:
-    def predict(sample: F32, timestep: float) -> F32:
+    def predict(sample: F32, row: ScheduleRow) -> F32:
         sample *= 0.0
         return sample
 
@@ -132,7 +132,7 @@ def test_predict_may_write_to_its_sample() -> None:
 
 def test_latents_may_be_a_view_of_any_layout() -> None:
     latents = make_latents(shape=(5, 3, 2, 4, 1)).transpose()
-    found = denoise(latents, make_table(make_row(HALVE)), lambda _sample, _timestep: latents)
+    found = denoise(latents, make_table(make_row(HALVE)), lambda _sample, _row: latents)
     np.testing.assert_allclose(found, -0.5 * latents, rtol=1e-6)
 
 
@@ -140,7 +140,7 @@ def test_noise_is_drawn_after_predict_and_as_often_as_the_row_says() -> None:
     calls: list[str] = []
     latents = make_latents()
 
-    def predict(sample: F32, timestep: float) -> F32:
+    def predict(sample: F32, row: ScheduleRow) -> F32:
         calls.append("predict")
         return np.zeros_like(sample)
 
@@ -194,7 +194,7 @@ def run_estimating(
     """The result, and what each row's model saw and said."""
     seen: list[tuple[F32, F32]] = []
 
-    def predict_and_keep(sample: F32, timestep: float) -> F32:
+    def predict_and_keep(sample: F32, row: ScheduleRow) -> F32:
         shown = sample.copy()
         output = np.sin(3 * sample) if predict is None else predict(sample)
         seen.append((shown, output.copy()))
@@ -306,7 +306,7 @@ def test_latents_must_be_float32() -> None:
 def test_a_wrong_model_output_is_refused(output: Any, message: str) -> None:
     table = make_table(make_row(HALVE))
     with pytest.raises(ParameterError, match=message):
-        denoise(make_latents(), table, lambda _sample, _timestep: output)
+        denoise(make_latents(), table, lambda _sample, _row: output)
 
 
 def test_a_wrong_noise_is_refused() -> None:

@@ -7,6 +7,7 @@ import pytest
 from mutoscope.engines.errors import EngineError
 from mutoscope.engines.tensorrt_build import ShapeRange
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.decoding import RUN_BYTES
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.shape_ranges import (
     ClipRange,
@@ -83,7 +84,7 @@ def test_the_ranges_of_inputs_follow_from_the_clips(bundle: Bundle) -> None:
 def test_a_decoder_takes_as_many_frames_as_one_run_decodes(own_bundle: Path) -> None:
     manifest = json.loads((own_bundle / "manifest.json").read_text())
     # Four of the six frames of the usual size fit into a run, and two are left for the last one.
-    manifest["components"]["vae_decoder"]["decoder"]["bytes_per_pixel"] = 2**30 / (4 * 32 * 48)
+    manifest["components"]["vae_decoder"]["decoder"]["bytes_per_pixel"] = RUN_BYTES / (4 * 32 * 48)
     write_manifest(own_bundle, manifest)
     bundle = Bundle.open(own_bundle)
 

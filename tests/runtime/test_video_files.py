@@ -1,7 +1,9 @@
+import dataclasses
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mutoscope.runtime.errors import OutputError, ParameterError
+from mutoscope.runtime.errors import CancelledError, OutputError, ParameterError
 from mutoscope.runtime.settings import Settings
 from mutoscope.runtime.video import Video
-from mutoscope.runtime.video_files import make_durations_ms
+from mutoscope.runtime.video_files import Clip, make_durations_ms, open_video_file
 
 Frames = NDArray[np.uint8]
 NUM_FRAMES, HEIGHT, WIDTH = 7, 48, 64
@@ -257,8 +259,13 @@ def test_ctrl_c_while_writing_leaves_nothing(
 def test_every_writer_tells_of_a_full_disk_with_its_errno(ending: str) -> None:
     from mutoscope.runtime import video_files
 
-    with pytest.raises(OSError, match="No space left on device") as caught:
-        video_files._WRITERS[ending](Video(make_frames(), 8.0), Path("/dev/full"))
+    video = Video(make_frames(), 8.0)
+    clip = Clip(NUM_FRAMES, HEIGHT, WIDTH, 8.0)
+    with (
+        pytest.raises(OSError, match="No space left on device") as caught,
+        video_files._WRITERS[ending](Path("/dev/full"), clip, video) as add_frames,
+    ):
+        add_frames(video.frames)
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -267,10 +274,10 @@ def test_an_encoder_that_is_missing_is_one_line(
 ) -> None:
     from mutoscope.runtime import video_files
 
-    def write(video: Video, path: Path) -> None:
-        video_files._write_container(video, path, "mp4", "libnothing", {}, {})
+    def open_mp4(path: Path, clip: Clip, video: Video) -> Any:
+        return video_files._open_container(path, clip, video, "mp4", "libnothing", {}, {})
 
-    monkeypatch.setitem(video_files._WRITERS, ".mp4", write)
+    monkeypatch.setitem(video_files._WRITERS, ".mp4", open_mp4)
     with pytest.raises(OutputError, match="this PyAV cannot encode mp4 with libnothing"):
         video.save(tmp_path / "out.mp4")
     assert os.listdir(tmp_path) == []
@@ -297,6 +304,61 @@ def test_durations_add_up_to_the_length_of_the_clip(frame_rate: float) -> None:
     assert max(durations) - min(durations) <= 10
 
 
+@pytest.mark.parametrize("ending", [*FILES, ""])
+def test_a_clip_in_parts_is_the_file_of_the_whole(
+    video: Video, tmp_path: Path, ending: str
+) -> None:
+    whole, parts = tmp_path / f"whole{ending}", tmp_path / f"parts{ending}"
+    video.save(whole)
+    clip = Clip(NUM_FRAMES, HEIGHT, WIDTH, video.frame_rate)
+    with open_video_file(parts, clip) as add:
+        for frames in np.split(video.frames, [1, 3]):
+            add(dataclasses.replace(video, frames=frames))
+            assert not parts.exists()
+    if ending:
+        assert read_stable_bytes(parts) == read_stable_bytes(whole)
+    else:
+        for path in sorted(whole.iterdir()):
+            assert (parts / path.name).read_bytes() == path.read_bytes()
+        assert len(list(parts.iterdir())) == NUM_FRAMES
+
+
+def read_stable_bytes(path: Path) -> bytes:
+    """A file without the random numbers that WebM has to tell files apart."""
+    data = path.read_bytes()
+    if path.suffix != ".webm":
+        return data
+    frames, facts, _ = read_with_pyav(path)
+    return frames.tobytes() + repr((facts, len(data))).encode()
+
+
+@pytest.mark.parametrize("ending", [*FILES, ""])
+def test_an_error_between_two_parts_leaves_nothing_and_keeps_what_was(
+    video: Video, tmp_path: Path, ending: str
+) -> None:
+    target = video.save(tmp_path / f"out{ending}")
+    before = target.stat().st_mtime_ns
+
+    def write_half() -> None:
+        clip = Clip(NUM_FRAMES, HEIGHT, WIDTH, video.frame_rate)
+        with open_video_file(target, clip, force=True) as add:
+            add(dataclasses.replace(video, frames=video.frames[:3]))
+            raise CancelledError("cancelled after run 1 of 2")
+
+    with pytest.raises(CancelledError, match="cancelled after run 1 of 2"):
+        write_half()
+    assert os.listdir(tmp_path) == [target.name]
+    assert target.stat().st_mtime_ns == before
+
+
+def test_nothing_is_written_before_the_first_part(video: Video, tmp_path: Path) -> None:
+    clip = Clip(NUM_FRAMES, HEIGHT, WIDTH, 8.0)
+    with open_video_file(tmp_path / "out.mp4", clip) as add:
+        assert os.listdir(tmp_path) == []
+        add(video)
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
 def fill_disk(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     """Have the writer of a format fail as it does on a full disk, with half of the data written."""
     replace_writer(monkeypatch, ending, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
@@ -310,10 +372,12 @@ def replace_writer(monkeypatch: pytest.MonkeyPatch, ending: str, error: BaseExce
     from mutoscope.runtime import video_files
 
     key = ending or video_files.FOLDER
-    whole: Callable[[Video, Path], None] = video_files._WRITERS[key]
+    whole = video_files._WRITERS[key]
 
-    def write(video: Video, path: Path) -> None:
-        whole(video, path)
+    @contextmanager
+    def open_failing(path: Path, clip: Clip, video: Video) -> Iterator[Callable[[Frames], object]]:
+        with whole(path, clip, video) as add_frames:
+            yield add_frames
         raise error
 
-    monkeypatch.setitem(video_files._WRITERS, key, write)
+    monkeypatch.setitem(video_files._WRITERS, key, open_failing)

@@ -84,16 +84,20 @@ enum { MUTOSCOPE_CONTINUE = 0, MUTOSCOPE_CANCEL = 1 };
 enum {
     /* What was loaded stays loaded. */
     MUTOSCOPE_MEMORY_NORMAL = 0,
-    /* One component at a time; its weights stay in their file, where the system can drop them. */
+    /* One component at a time, but for denoisers that run in turn; weights stay in their file,
+     * where the system can drop them. */
     MUTOSCOPE_MEMORY_LOW = 1
 };
 
-/* mutoscope_generate_params.guidance_passes */
+/* mutoscope_generate_params.guidance_passes, and which of the first two it is in
+ * mutoscope_settings */
 enum {
     /* The prompt and the negative prompt one after the other. */
     MUTOSCOPE_GUIDANCE_SEPARATE = 0,
     /* Both at once: twice the memory, the same within rounding, faster only on some devices. */
-    MUTOSCOPE_GUIDANCE_BATCHED = 1
+    MUTOSCOPE_GUIDANCE_BATCHED = 1,
+    /* The bundle's own, whichever was measured to be faster. */
+    MUTOSCOPE_GUIDANCE_DEFAULT = 2
 };
 
 /* mutoscope_progress.stage */
@@ -188,7 +192,8 @@ typedef struct mutoscope_bundle_info {
     int32_t takes_image;
     /* Whether guidance_scale may be above 1. */
     int32_t guidance;
-    /* The defaults; min_guidance_scale is 0 where all frames have the same guidance. */
+    /* The defaults; those of guidance are for schedules in which it works. min_guidance_scale is 0
+     * where all frames have the same. */
     int32_t num_inference_steps;
     int32_t num_frames;
     int32_t height;
@@ -263,7 +268,7 @@ typedef struct mutoscope_generate_params {
     int32_t width;
     /* A number of steps that the bundle has a schedule table for. */
     int32_t num_inference_steps;
-    /* MUTOSCOPE_GUIDANCE_SEPARATE or MUTOSCOPE_GUIDANCE_BATCHED. */
+    /* MUTOSCOPE_GUIDANCE_DEFAULT and so on. */
     int32_t guidance_passes;
     /* MUTOSCOPE_SEED_RANDOM draws one. */
     uint64_t seed;
@@ -273,9 +278,11 @@ typedef struct mutoscope_generate_params {
     double min_guidance_scale;
     /* Frames per second that the video says of itself; some denoisers are told. */
     double frame_rate;
-    /* A name of the bundle's list, in any case. */
+    /* A name of the bundle's list, in any case. NULL: the bundle's, or, where that has no table of
+     * num_inference_steps, the first that has. */
     const char *scheduler;
-    /* The text. For a bundle that takes one, this or prompt_inputs must be there. */
+    /* The text. For a bundle that takes one, this or prompt_inputs must be there. One that the
+     * bundle has baked needs no text encoder; a bundle may have no other. */
     const char *prompt;
     /* What to guide away from; only with a guidance_scale above 1. */
     const char *negative_prompt;
@@ -299,6 +306,12 @@ typedef struct mutoscope_generate_params {
     void *progress_user_data;
     mutoscope_frame_callback frame_callback;
     void *frame_user_data;
+    /* Frames of the latents that the denoiser sees at once, and from one such window to the next;
+     * the windows overlap, and what the denoiser makes of them is blended. 0: no windows up to the
+     * bundle's greatest num_frames; of longer clips, windows of that length, at every half of it.
+     */
+    int32_t context_length;
+    int32_t context_stride;
 } mutoscope_generate_params;
 
 /* What a generation would be, all defaults filled in. */
@@ -308,7 +321,7 @@ typedef struct mutoscope_settings {
     int32_t height;
     int32_t width;
     int32_t num_inference_steps;
-    /* Whether each step takes a second pass of the denoiser. */
+    /* Whether any step takes a second pass of the denoiser. */
     int32_t uses_guidance;
     uint64_t seed;
     double guidance_scale;
@@ -317,6 +330,19 @@ typedef struct mutoscope_settings {
     const char *scheduler;
     /* What all frames take: num_frames * height * width * 3. */
     uint64_t frames_bytes;
+    /* MUTOSCOPE_GUIDANCE_SEPARATE or MUTOSCOPE_GUIDANCE_BATCHED. */
+    int32_t guidance_passes;
+    /* In frames of the latents; both 0 where the denoiser sees the clip whole. */
+    int32_t context_length;
+    int32_t context_stride;
+    /* How many windows there are; 1 where the denoiser sees the clip whole. */
+    int32_t num_context_windows;
+    /* Rows of the schedule table, and those of them in which guidance works: each step is one row
+     * or more. */
+    int32_t num_rows;
+    int32_t num_guided_rows;
+    /* How often a denoiser runs: in each row, for each window and pass. */
+    uint64_t num_denoiser_runs;
 } mutoscope_settings;
 
 /* How a generation went. */
@@ -390,11 +416,12 @@ MUTOSCOPE_API int32_t mutoscope_pipeline_open(mutoscope_pipeline **pipeline,
 /* Free a pipeline, which must not be generating; NULL is allowed. */
 MUTOSCOPE_API void mutoscope_pipeline_close(mutoscope_pipeline *pipeline);
 
-/* Load all components now, so that the first generation need not. With MUTOSCOPE_MEMORY_LOW there
- * is nothing to load ahead, and it does nothing. */
+/* Load all components that a generation with the bundle's defaults runs, so that the first one need
+ * not. With MUTOSCOPE_MEMORY_LOW there is nothing to load ahead, and it does nothing. */
 MUTOSCOPE_API int32_t mutoscope_pipeline_load(mutoscope_pipeline *pipeline);
 
-/* Free the components that were loaded; the next generation loads them again. */
+/* Free the components that were loaded; the next generation loads them again. What text encoders
+ * made of up to 64 prompts is kept. */
 MUTOSCOPE_API int32_t mutoscope_pipeline_unload(mutoscope_pipeline *pipeline);
 
 /* What the bundle says of itself. info must have been initialised. */

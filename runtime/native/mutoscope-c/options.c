@@ -37,6 +37,8 @@ enum {
     OPTION_PROVIDER_OPTION,
     OPTION_ALLOW_CPU_NODES,
     OPTION_GUIDANCE_PASSES,
+    OPTION_CONTEXT_LENGTH,
+    OPTION_CONTEXT_STRIDE,
     OPTION_NUM_THREADS,
     OPTION_MEMORY,
     OPTION_MEMORY_LIMIT,
@@ -68,6 +70,8 @@ static const struct option kOptions[] = {
     {"provider-option", required_argument, NULL, OPTION_PROVIDER_OPTION},
     {"allow-cpu-nodes", no_argument, NULL, OPTION_ALLOW_CPU_NODES},
     {"guidance-passes", required_argument, NULL, OPTION_GUIDANCE_PASSES},
+    {"context-length", required_argument, NULL, OPTION_CONTEXT_LENGTH},
+    {"context-stride", required_argument, NULL, OPTION_CONTEXT_STRIDE},
     {"num-threads", required_argument, NULL, OPTION_NUM_THREADS},
     {"memory", required_argument, NULL, OPTION_MEMORY},
     {"memory-limit", required_argument, NULL, OPTION_MEMORY_LIMIT},
@@ -225,6 +229,10 @@ static int read_generate_option(struct options *options, int option, const char 
             return read_scale(&params->frame_rate, name, text);
         case OPTION_GUIDANCE_PASSES:
             return read_choice(&params->guidance_passes, name, text, passes);
+        case OPTION_CONTEXT_LENGTH:
+            return read_count(&params->context_length, name, text);
+        case OPTION_CONTEXT_STRIDE:
+            return read_count(&params->context_stride, name, text);
         case OPTION_CONDITION:
             return read_condition(options, text);
         case OPTION_NEGATIVE_PROMPT:

@@ -50,7 +50,8 @@ mutoscope_condition_info make_condition_info(const Manifest &manifest, const std
     return info;
 }
 
-mutoscope_settings make_public_settings(const Pipeline &pipeline, const Settings &settings) {
+mutoscope_settings make_public_settings(const Pipeline &pipeline, const Generation &generation) {
+    const Settings &settings = generation.settings;
     mutoscope_settings made{};
     made.num_frames = settings.num_frames;
     made.height = settings.height;
@@ -64,6 +65,19 @@ mutoscope_settings make_public_settings(const Pipeline &pipeline, const Settings
         if (settings.scheduler == name) made.scheduler = name.c_str();
     }
     made.frames_bytes = count_elements(settings.frames_shape());
+    made.guidance_passes =
+        generation.is_batched ? MUTOSCOPE_GUIDANCE_BATCHED : MUTOSCOPE_GUIDANCE_SEPARATE;
+    made.context_length = settings.windows.length;
+    made.context_stride = settings.windows.stride;
+    const int64_t num_windows = settings.windows.count(settings.latents_shape[2]);
+    made.num_context_windows = static_cast<int32_t>(num_windows);
+    for (const Row &row : settings.table.rows) {
+        const bool is_guided = settings.uses_guidance() && row.guidance;
+        ++made.num_rows;
+        made.num_guided_rows += is_guided;
+        const int num_runs = is_guided && !generation.is_batched ? 2 : 1;
+        made.num_denoiser_runs += static_cast<uint64_t>(num_runs * num_windows);
+    }
     return made;
 }
 

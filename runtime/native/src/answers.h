@@ -10,7 +10,7 @@ namespace mutoscope {
 // Their texts are the manifest's.
 mutoscope_bundle_info make_bundle_info(const Pipeline &pipeline);
 mutoscope_condition_info make_condition_info(const Manifest &manifest, const std::string &name);
-mutoscope_settings make_public_settings(const Pipeline &pipeline, const Settings &settings);
+mutoscope_settings make_public_settings(const Pipeline &pipeline, const Generation &generation);
 mutoscope_result make_result(const Generation &generation, const Timings &timings,
                              double seconds_total);
 

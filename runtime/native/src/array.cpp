@@ -138,6 +138,14 @@ Array Array::reshape(Shape shape) const {
     return Array(dtype_, std::move(shape), memory_);
 }
 
+Array Array::slice(int64_t begin, int64_t end) const {
+    Shape shape = shape_;
+    const size_t bytes_per_item = shape[0] == 0 ? 0 : bytes() / static_cast<size_t>(shape[0]);
+    shape[0] = end - begin;
+    const std::shared_ptr<std::byte[]> part(memory_, memory_.get() + begin * bytes_per_item);
+    return Array(dtype_, std::move(shape), part);
+}
+
 Array Array::convert(DType dtype) const {
     if (dtype == dtype_) return *this;
     Array result = make(dtype, shape_);

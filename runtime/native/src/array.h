@@ -49,6 +49,8 @@ public:
 
     // The same memory with another shape of the same size.
     Array reshape(Shape shape) const;
+    // A part of it along the first axis, in the same memory.
+    Array slice(int64_t begin, int64_t end) const;
     // A copy with the elements converted as numpy's astype does; the array itself if it has the
     // type already. Raises EngineError for what the type cannot hold, and for float16.
     Array convert(DType dtype) const;

@@ -291,9 +291,33 @@ ScheduleTable Bundle::load_schedule(const std::string &scheduler, int num_infere
     return table;
 }
 
-std::vector<std::string> find_external_data(const Manifest &manifest,
-                                            const ComponentRecord &component,
-                                            const std::string &graph) {
+namespace {
+
+// The component that a component was cut out of, and its graph that a graph was cut out of.
+std::pair<const ComponentRecord *, const std::string *> find_whole(const Manifest &manifest,
+                                                                   const ComponentRecord &component,
+                                                                   const std::string &graph) {
+    const ComponentRecord *whole = find(manifest.components, *component.weights_of);
+    for (const auto kind : {&ComponentRecord::variants, &ComponentRecord::cpu_graphs}) {
+        if (whole == nullptr) break;
+        for (const auto &[variant, path] : component.*kind) {
+            const std::string *source = find(whole->*kind, variant);
+            if (path == graph && source != nullptr) return {whole, source};
+        }
+    }
+    throw BundleError(std::string(kManifestName) + ": " + graph + " has the weights of " +
+                      *component.weights_of + ", which has no such graph: export again");
+}
+
+}  // namespace
+
+std::vector<std::string> find_external_data(const Manifest &manifest, const ComponentRecord &part,
+                                            const std::string &graph_of_part) {
+    const bool is_cut_out = part.weights_of.has_value();
+    const auto [whole, found] = is_cut_out ? find_whole(manifest, part, graph_of_part)
+                                           : std::make_pair(&part, &graph_of_part);
+    const ComponentRecord &component = *whole;
+    const std::string &graph = *found;
     const std::string_view folder = get_folder(graph);
     std::vector<std::string_view> graphs, names;
     for (const auto &[name, record] : manifest.files) {
@@ -321,12 +345,12 @@ std::vector<std::string> find_external_data(const Manifest &manifest,
             break;
         }
     }
-    std::vector<std::string> found;
+    std::vector<std::string> files;
     for (const std::string_view name : names) {
         const std::string_view owner = find_owner(name);
-        if (owner.empty() || owner == reader) found.emplace_back(name);
+        if (owner.empty() || owner == reader) files.emplace_back(name);
     }
-    return found;
+    return files;
 }
 
 }  // namespace mutoscope

@@ -71,7 +71,8 @@ std::vector<int> list_steps(const Ordered<std::string> &tables);
 // The files that a graph of a component may read beside itself: those of its folder that belong to
 // no other graph. One whose name is that of a graph with more behind it, as in model.onnx.data, is
 // that graph's alone; a graph for processors without any reads those of the plain graph of its
-// variant.
+// variant. What was cut out of another component (weights_of) reads what that one's graph of the
+// same variant and kind does; raises BundleError where there is none.
 std::vector<std::string> find_external_data(const Manifest &manifest,
                                             const ComponentRecord &component,
                                             const std::string &graph);

@@ -58,6 +58,7 @@ void check_room(const uint8_t *frames, uint64_t frames_bytes, const mutoscope::S
 mutoscope_generate_params default_generate_params() {
     mutoscope_generate_params params{};
     params.seed = MUTOSCOPE_SEED_RANDOM;
+    params.guidance_passes = MUTOSCOPE_GUIDANCE_DEFAULT;
     return params;
 }
 
@@ -342,7 +343,7 @@ int32_t mutoscope_resolve(mutoscope_settings *settings, mutoscope_pipeline *pipe
         mutoscope::Timings timings;
         const mutoscope::Request request = mutoscope::read_request(known);
         const auto generation = pipeline->pipeline.prepare(request, timings);
-        auto made = mutoscope::make_public_settings(pipeline->pipeline, generation.settings);
+        auto made = mutoscope::make_public_settings(pipeline->pipeline, generation);
         made.seed = request.seed.value_or(0);
         mutoscope::write_struct(settings, made);
     });

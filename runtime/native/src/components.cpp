@@ -1,17 +1,11 @@
 #include "components.h"
 
 #include "error.h"
+#include "row_plan.h"
 #include "text.h"
 
 namespace mutoscope {
 namespace {
-
-std::string find_denoiser(const Manifest &manifest) {
-    for (const char *name : kDenoisers) {
-        if (find(manifest.components, name) != nullptr) return name;
-    }
-    throw ParameterError("this bundle has no denoiser: it needs unet or transformer");
-}
 
 // Where the time of running a component is added.
 double &find_part(Timings &timings, const std::string &name) {
@@ -103,7 +97,7 @@ Components::Components(const Bundle &bundle, const Onnxruntime &onnxruntime, Eng
       onnxruntime_(onnxruntime),
       options_(std::move(options)),
       variant_(std::move(variant)),
-      denoiser_(find_denoiser(bundle.manifest())) {
+      denoiser_(find_first_denoiser(bundle.manifest())) {
     check_components(bundle.manifest());
     if (!variant_.empty()) bundle.check_variant(variant_);
     onnxruntime.find_execution_provider(options_);
@@ -135,10 +129,11 @@ NamedArrays Components::run(const std::string &name, const Values &values,
 }
 
 NamedArrays Components::run_feeds(const std::string &name, const NamedArrays &feeds,
-                                  const NamedArrays &given, const RunContext &context) {
+                                  const NamedArrays &given, const RunContext &context,
+                                  const IsWanted &is_wanted) {
     Session &session = load(name, context.timings);
     const Stopwatch stopwatch(find_part(context.timings, name));
-    return session.run(feeds, given, context.control);
+    return session.run(feeds, given, context.control, is_wanted);
 }
 
 NamedArrays Components::make_feeds(const std::string &name, const Values &values) const {

@@ -31,7 +31,7 @@ public:
     Components(const Bundle &bundle, const Onnxruntime &onnxruntime, EngineOptions options,
                std::string variant);
 
-    // The name of the component that denoises; raises ParameterError.
+    // The name of the first component that denoises.
     const std::string &denoiser() const { return denoiser_; }
     // The variant that a component runs; raises ParameterError.
     const std::string &find_variant(const std::string &name) const;
@@ -45,9 +45,11 @@ public:
 
     // Run a component and return its outputs, as the graph made them.
     NamedArrays run(const std::string &name, const Values &values, const RunContext &context);
-    // The same on what make_feeds returned, into the arrays that are given for outputs.
+    // The same on what make_feeds returned, into the arrays that are given for outputs; only what
+    // is wanted is returned (Session::run).
     NamedArrays run_feeds(const std::string &name, const NamedArrays &feeds,
-                          const NamedArrays &given, const RunContext &context);
+                          const NamedArrays &given, const RunContext &context,
+                          const IsWanted &is_wanted = {});
     // An array for each input, of the type that its graph declares; raises EngineError.
     NamedArrays make_feeds(const std::string &name, const Values &values) const;
 

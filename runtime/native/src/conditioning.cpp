@@ -104,17 +104,52 @@ Values ConditionEncoder::read_prompt(const std::string &name, const PromptInput 
     const bool is_ids = !prompt.arrays.empty() &&
                         find(bundle_.manifest().tokenizers, prompt.arrays.front().first) != nullptr;
     if (!prompt.text && !is_ids) return read_embeds(name + "_embeds", prompt.arrays);
-    const bool has_encoder =
-        std::all_of(prompt_embeds_.begin(), prompt_embeds_.end(),
-                    [&](const auto &embeds) { return encoded_sources_.count(embeds.first) > 0; });
-    if (!has_encoder) {
-        throw ParameterError(name + " is a text, but this bundle has no text encoder: give " +
-                             name + "_embeds");
+    const BakedPrompts *baked = is_ids ? nullptr : load_baked(timings);
+    if (!has_text_encoder()) {
+        if (baked == nullptr) {
+            throw ParameterError(name + " is a text, but this bundle has no text encoder: give " +
+                                 name + "_embeds");
+        }
+        baked->check(*prompt.text);
     }
-    if (is_ids) return read_ids(name, prompt.arrays);
+    return is_ids ? read_ids(name, prompt.arrays) : read_text(name, *prompt.text, timings);
+}
+
+bool ConditionEncoder::has_text_encoder() const {
+    return std::all_of(prompt_embeds_.begin(), prompt_embeds_.end(), [&](const auto &embeds) {
+        return encoded_sources_.count(embeds.first) > 0;
+    });
+}
+
+const BakedPrompts *ConditionEncoder::load_baked(Timings &timings) {
+    const Manifest &manifest = bundle_.manifest();
+    if (!manifest.prompts) return nullptr;
+    if (baked_) return &*baked_;
+    const Stopwatch stopwatch(timings.seconds_load);
+    BakedPrompts baked(bundle_, *manifest.prompts);
+    for (const auto &[name, record] : encoders_) {
+        if (!depends_on_prompt(*record)) continue;
+        for (const auto &[output, tensor] : record->outputs) {
+            if (baked.has_output(output)) continue;
+            throw BundleError(*manifest.prompts + " has no " + output +
+                              ", which a text encoder of this bundle makes: export again");
+        }
+    }
+    return &baked_.emplace(std::move(baked));
+}
+
+// What is baked of a text, or its token ids.
+Values ConditionEncoder::read_text(const std::string &name, const std::string &text,
+                                   Timings &timings) {
     Values known;
+    const BakedPrompts *baked = load_baked(timings);
+    if (baked != nullptr && baked->has(text)) {
+        const Stopwatch stopwatch(timings.seconds_load);
+        for (const auto &[output, array] : baked->read(text)) known[output] = array;
+        return known;
+    }
     for (const auto &[source, record] : bundle_.manifest().tokenizers) {
-        const auto ids = encode_prompt(load_tokenizer(source, timings), record, name, *prompt.text);
+        const auto ids = encode_prompt(load_tokenizer(source, timings), record, name, text);
         known[source] =
             Array::copy_from(DType::int64, {1, static_cast<int64_t>(ids.size())}, ids.data());
     }
@@ -206,7 +241,20 @@ void ConditionEncoder::encode(std::vector<Values> &passes, Values values, NoiseG
         components_.release(name);
         on_encoded(++num_done, static_cast<int>(encoders_.size()));
     }
-    for (size_t i = 1; i < passes.size(); ++i) zero_unconditional(passes[i]);
+    for (size_t i = 1; i < passes.size(); ++i) {
+        zero_missing(passes.front(), passes[i]);
+        zero_unconditional(passes[i]);
+    }
+}
+
+// A prompt without a text is zeros. What was not given of the first prompt either is not there;
+// whatever takes it says so.
+void ConditionEncoder::zero_missing(const Values &prompt, Values &unconditional) const {
+    for (const auto &[source, features] : prompt_embeds_) {
+        const auto of_prompt = prompt.find(source);
+        if (of_prompt == prompt.end() || unconditional.count(source) > 0) continue;
+        unconditional[source] = make_zeros_like(of_prompt->second);
+    }
 }
 
 // Run a text encoder for each pass that has not its outputs already.
@@ -217,21 +265,22 @@ void ConditionEncoder::encode_prompts(const Encoder &encoder, std::vector<Values
         const bool has_all =
             std::all_of(record->outputs.begin(), record->outputs.end(),
                         [&](const auto &output) { return known.count(output.first) > 0; });
-        if (has_all) continue;
-        // Without a text, the outputs are zeros.
-        if (known.count(bundle_.manifest().tokenizers.front().first) > 0) {
-            for (auto &[output, array] : components_.run(name, known, context)) {
-                known[output] = array;
-            }
-            continue;
-        }
-        for (const auto &[output, tensor] : record->outputs) {
-            const auto of_prompt = passes.front().find(output);
-            // What was not given of a prompt either is not there; whatever takes it says so.
-            if (known.count(output) > 0 || of_prompt == passes.front().end()) continue;
-            known[output] = make_zeros_like(of_prompt->second);
-        }
+        const bool has_text = known.count(bundle_.manifest().tokenizers.front().first) > 0;
+        if (has_text && !has_all) run_text_encoder(name, known, context);
     }
+}
+
+// Add what a text encoder makes of a prompt, or made of it before.
+void ConditionEncoder::run_text_encoder(const std::string &name, Values &known,
+                                        const RunContext &context) {
+    const NamedArrays feeds = components_.make_feeds(name, known);
+    const std::string key = make_prompt_key(name, feeds);
+    const NamedArrays *outputs = cache_.find(key);
+    if (outputs == nullptr) {
+        cache_.add(key, components_.run_feeds(name, feeds, {}, context));
+        outputs = cache_.find(key);
+    }
+    for (const auto &[output, array] : *outputs) known[output] = array;
 }
 
 void ConditionEncoder::zero_unconditional(Values &values) const {

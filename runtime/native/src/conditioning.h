@@ -12,8 +12,10 @@
 #include <string>
 #include <vector>
 
+#include "baked_prompts.h"
 #include "components.h"
 #include "noise.h"
+#include "prompt_cache.h"
 #include "settings.h"
 #include "tokenizer.h"
 
@@ -32,6 +34,8 @@ struct Picture {
     int64_t width = 0;
 };
 
+// Runs the components of a bundle that encode conditions. What text encoders made of a prompt is
+// kept, whether they stay in memory or not.
 class ConditionEncoder {
 public:
     ConditionEncoder(const Bundle &bundle, Components &components);
@@ -62,8 +66,14 @@ private:
     using Encoder = std::pair<std::string, const ComponentRecord *>;
 
     bool depends_on_prompt(const ComponentRecord &record) const;
+    // The bundle's baked prompts, or null if it has none; raises BundleError.
+    const BakedPrompts *load_baked(Timings &timings);
+    bool has_text_encoder() const;
+    Values read_text(const std::string &name, const std::string &text, Timings &timings);
     void encode_prompts(const Encoder &encoder, std::vector<Values> &passes,
                         const RunContext &context);
+    void run_text_encoder(const std::string &name, Values &known, const RunContext &context);
+    void zero_missing(const Values &prompt, Values &unconditional) const;
     void zero_unconditional(Values &values) const;
     Values read_embeds(const std::string &name, const NamedArrays &arrays) const;
     Values read_ids(const std::string &name, const NamedArrays &arrays) const;
@@ -75,6 +85,8 @@ private:
     std::set<std::string> encoded_sources_;
     Ordered<int64_t> prompt_embeds_;
     std::map<std::string, Tokenizer> tokenizers_;
+    std::optional<BakedPrompts> baked_;  // once they were wanted
+    PromptCache cache_;
 };
 
 // Raises ParameterError unless an array is float32, finite and of this shape; -1 is any length,

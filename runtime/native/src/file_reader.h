@@ -1,4 +1,4 @@
-// Files read in blocks.
+// Files read in blocks, or in part.
 #ifndef MUTOSCOPE_FILE_READER_H
 #define MUTOSCOPE_FILE_READER_H
 
@@ -17,6 +17,9 @@ std::error_code read_blocks(const std::string &path, uint64_t max_bytes,
 
 // The same, with the whole content into `content`.
 std::error_code read_whole_file(const std::string &path, uint64_t max_bytes, std::string &content);
+
+// Read `size` bytes from `offset` on into `data`: result_out_of_range where the file has fewer.
+std::error_code read_part(const std::string &path, uint64_t offset, size_t size, void *data);
 
 }  // namespace mutoscope
 

@@ -79,80 +79,152 @@ NamedArrays own_arrays(const ComponentRecord &record, NamedArrays feeds) {
     return feeds;
 }
 
+// Fill an array with a value, again and again.
+void repeat(const Array &value, const Array &array) {
+    const Array converted = value.convert(array.dtype());
+    for (size_t done = 0; done < array.bytes(); done += converted.bytes()) {
+        std::memcpy(array.as<std::byte>() + done, converted.data(), converted.bytes());
+    }
+}
+
+// The part of an array that belongs to one of the passes which ran as a batch.
+Array slice_pass(const std::string &name, const Array &array, size_t pass, size_t num_passes) {
+    const int64_t length = array.rank() == 0 ? 1 : array.shape()[0];
+    if (length % static_cast<int64_t>(num_passes) != 0) {
+        throw EngineError(name + " is " + format_shape(array.shape()) +
+                          " of a batch of two: export again");
+    }
+    if (num_passes == 1) return array;
+    const int64_t part = length / static_cast<int64_t>(num_passes);
+    return array.slice(static_cast<int64_t>(pass) * part, static_cast<int64_t>(pass + 1) * part);
+}
+
 }  // namespace
 
-GuidedDenoiser::GuidedDenoiser(const Bundle &bundle, Components &components,
+GuidedDenoiser::GuidedDenoiser(const Bundle &bundle, Components &components, const RowPlan &plan,
                                const std::vector<Values> &passes, const Shape &latents_shape,
-                               std::vector<float> frame_guidance, bool is_batched,
-                               const RunContext &context)
-    : record_(bundle.find_component(components.denoiser())),
+                               bool is_batched, const RunContext &context)
+    : bundle_(bundle),
       components_(components),
+      plan_(plan),
       context_(context),
-      frame_guidance_(std::move(frame_guidance)),
+      is_batched_(is_batched && passes.size() == 2),
       model_output_(Array::make(DType::float32, latents_shape)) {
+    for (const std::string &name : plan.denoisers) {
+        denoisers_[name] = make_denoiser(name, passes, latents_shape);
+    }
+}
+
+GuidedDenoiser::Denoiser GuidedDenoiser::make_denoiser(const std::string &name,
+                                                       const std::vector<Values> &passes,
+                                                       const Shape &latents_shape) const {
+    Denoiser denoiser;
+    denoiser.record = &bundle_.find_component(name);
+    const DType dtype = denoiser.record->outputs.front().second.dtype;
     std::vector<NamedArrays> feeds;
     for (Values values : passes) {
         values[kLatents] = Array::make_zeros(DType::float32, latents_shape);
         values[kTimestep] = Array::make_number(0);
-        feeds.push_back(own_arrays(record_, components.make_feeds(components.denoiser(), values)));
+        for (const auto &[input, tensor] : denoiser.record->inputs) {
+            if (!plan_.carries(tensor.source)) continue;
+            // A row brings it.
+            values[tensor.source] =
+                Array::make_zeros(DType::float32, Shape(tensor.shape.size(), 0));
+        }
+        feeds.push_back(own_arrays(*denoiser.record, components_.make_feeds(name, values)));
     }
-    if (is_batched && feeds.size() == 2) feeds = {make_batch(record_, feeds[0], feeds[1])};
-    Shape output_shape = latents_shape;
-    output_shape[0] = static_cast<int64_t>(passes.size() / feeds.size());
+    if (is_batched_) {
+        Shape both = latents_shape;
+        both[0] = 2;
+        denoiser.batch =
+            Run{make_batch(*denoiser.record, feeds[0], feeds[1]), Array::make(dtype, both)};
+    }
     for (NamedArrays &feed : feeds) {
-        runs_.push_back(
-            {std::move(feed), Array::make(record_.outputs.front().second.dtype, output_shape)});
+        denoiser.passes.push_back({std::move(feed), Array::make(dtype, latents_shape)});
     }
+    return denoiser;
 }
 
-void GuidedDenoiser::feed(Run &run, const Array &sample, double timestep) const {
+void GuidedDenoiser::feed(const Row &row, Run &run, const Array &sample, Carried::iterator carried,
+                          size_t num_passes) const {
+    const ComponentRecord &record = bundle_.find_component(plan_.find_denoiser(row));
     for (size_t i = 0; i < run.feeds.size(); ++i) {
-        const std::string &source = record_.inputs[i].second.source;
-        const Array &array = run.feeds[i].second;
+        const std::string &source = record.inputs[i].second.source;
+        Array &array = run.feeds[i].second;
         if (source == kLatents) {
-            const Array converted = sample.convert(array.dtype());
-            for (size_t done = 0; done < array.bytes(); done += converted.bytes()) {
-                std::memcpy(array.as<std::byte>() + done, converted.data(), converted.bytes());
-            }
+            repeat(sample, array);
         } else if (source == kTimestep) {
-            const Array number = Array::make_number(timestep).convert(array.dtype());
-            for (size_t done = 0; done < array.bytes(); done += number.bytes()) {
-                std::memcpy(array.as<std::byte>() + done, number.data(), number.bytes());
-            }
+            repeat(Array::make_number(row.timestep), array);
+        } else if (plan_.carries(source)) {
+            const Array &first = carried->at(source);
+            array = num_passes == 1 ? first : concatenate(first, (carried + 1)->at(source));
+            array = array.convert(record.inputs[i].second.dtype);
         }
     }
 }
 
-Array GuidedDenoiser::operator()(const Array &sample, double timestep) {
-    const std::string &name = record_.outputs.front().first;
-    std::vector<Array> outputs;
-    for (Run &run : runs_) {
-        feed(run, sample, timestep);
-        components_.run_feeds(components_.denoiser(), run.feeds, {{name, run.output}}, context_);
-        outputs.push_back(run.output.convert(DType::float32));
+Array GuidedDenoiser::run_graph(const Row &row, Run &run, const Array &sample,
+                                Carried::iterator carried, size_t num_passes) {
+    const std::string &name = plan_.find_denoiser(row);
+    const auto wanted = plan_.returns.find(name);
+    const auto is_carried = [&](const std::string &output) {
+        return wanted != plan_.returns.end() && wanted->second.count(output) > 0;
+    };
+    const std::string &model_output = bundle_.find_component(name).outputs.front().first;
+    feed(row, run, sample, carried, num_passes);
+    const NamedArrays outputs = components_.run_feeds(
+        name, run.feeds, {{model_output, run.output}}, context_,
+        [&](const std::string &output) { return output == model_output || is_carried(output); });
+    for (const auto &[output, array] : outputs) {
+        if (!is_carried(output)) continue;
+        for (size_t pass = 0; pass < num_passes; ++pass) {
+            (*(carried + pass))[output] = slice_pass(output, array, pass, num_passes);
+        }
     }
-    const Array &output = outputs.front();
-    const bool is_batch = output.size() > model_output_.size();
-    if (outputs.size() == 1 && !is_batch) return output;
-    const float *conditional = output.as<float>();
-    combine(conditional,
-            is_batch ? conditional + model_output_.size() : outputs.back().as<float>());
+    return run.output.convert(DType::float32);
+}
+
+Array GuidedDenoiser::run(const Array &sample, const Row &row, const float *frame_guidance,
+                          Carried &carried) {
+    Denoiser &denoiser = denoisers_.at(plan_.find_denoiser(row));
+    const size_t num_passes = row.guidance ? denoiser.passes.size() : 1;
+    carried.resize(denoiser.passes.size());
+    if (num_passes == 2 && is_batched_) {
+        const Array both = run_graph(row, *denoiser.batch, sample, carried.begin(), 2);
+        combine(both.as<float>(), both.as<float>() + model_output_.size(), frame_guidance);
+        return model_output_;
+    }
+    std::vector<Array> outputs;
+    for (size_t pass = 0; pass < num_passes; ++pass) {
+        outputs.push_back(run_graph(row, denoiser.passes[pass], sample, carried.begin() + pass, 1));
+    }
+    if (num_passes == 1) return outputs.front();
+    combine(outputs[0].as<float>(), outputs[1].as<float>(), frame_guidance);
     return model_output_;
 }
 
 // model_output = (conditional - unconditional) * guidance + unconditional
-void GuidedDenoiser::combine(const float *conditional, const float *unconditional) const {
-    const size_t frames = frame_guidance_.size();
+void GuidedDenoiser::combine(const float *conditional, const float *unconditional,
+                             const float *frame_guidance) const {
+    const size_t frames = model_output_.shape()[2];
     const size_t plane = model_output_.shape()[3] * model_output_.shape()[4];
     float *model_output = model_output_.as<float>();
     for (size_t start = 0, row = 0; start < model_output_.size(); start += plane, ++row) {
-        const float guidance = frame_guidance_[row % frames];
+        const float guidance = frame_guidance[row % frames];
         for (size_t i = start; i < start + plane; ++i) {
             model_output[i] = (conditional[i] - unconditional[i]) * guidance + unconditional[i];
         }
     }
 }
 
-void check_batched(const ComponentRecord &record) { find_batch_axis(record); }
+bool read_guidance_passes(const ComponentRecord &record, const std::string &guidance_passes) {
+    if (guidance_passes == "separate") return false;
+    if (guidance_passes != "batched") {
+        throw ParameterError("guidance_passes is " + quote(guidance_passes) +
+                             "; it must be one of separate, batched: use separate");
+    }
+    find_batch_axis(record);
+    return true;
+}
 
 }  // namespace mutoscope

@@ -189,6 +189,18 @@ std::vector<std::pair<std::string_view, JsonValue>> JsonValue::members() const {
     return result;
 }
 
+bool JsonDocument::repeats_a_key() const {
+    for (uint32_t index = 0; index < nodes_.size(); ++index) {
+        if (nodes_[index].kind != JsonKind::object) continue;
+        size_t num_keys = 0;
+        for (uint32_t key = index + 1; key < nodes_[index].end; key = nodes_[key + 1].end) {
+            ++num_keys;
+        }
+        if (JsonValue(this, index).members().size() < num_keys) return true;
+    }
+    return false;
+}
+
 std::optional<JsonValue> JsonValue::find(std::string_view key) const {
     std::optional<JsonValue> found;
     for (uint32_t index = index_ + 1; index < node().end;) {

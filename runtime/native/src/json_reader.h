@@ -32,6 +32,8 @@ public:
     static std::optional<JsonDocument> parse(std::string_view text, std::string &problem);
 
     JsonValue root() const;
+    // Whether an object anywhere has a key twice.
+    bool repeats_a_key() const;
 
 private:
     friend class JsonBuilder;

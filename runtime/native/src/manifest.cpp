@@ -48,6 +48,7 @@ ComponentRecord read_component(const JsonField &field) {
     if (const auto graphs = field.find("cpu_graphs")) {
         record.cpu_graphs = graphs->read_map(read_text);
     }
+    if (const auto owner = field.find_value("weights_of")) record.weights_of = owner->read_text();
     return record;
 }
 
@@ -89,6 +90,7 @@ Manifest read_manifest(const JsonValue &value) {
     if (const auto zeros = field.find("force_zeros_for_empty_prompt")) {
         manifest.force_zeros_for_empty_prompt = zeros->read_bool();
     }
+    if (const auto prompts = field.find_value("prompts")) manifest.prompts = prompts->read_text();
     if (const auto provenance = field.find("provenance")) provenance->check_object();
     return manifest;
 }
@@ -110,6 +112,7 @@ std::vector<std::string> list_referenced_paths(const Manifest &manifest) {
         }
     }
     for (const auto &[scheduler, tables] : manifest.schedules) add_all(tables);
+    if (manifest.prompts) paths.push_back(*manifest.prompts);
     return paths;
 }
 
@@ -128,6 +131,25 @@ void check_paths(const Manifest &manifest) {
     }
 }
 
+// What has its weights in another component's files needs a graph there for each of its own.
+void check_weights(const Manifest &manifest, const std::string &name,
+                   const ComponentRecord &component) {
+    if (!component.weights_of) return;
+    const std::string start = std::string(kManifestName) + ": components: " + name + " has ";
+    const ComponentRecord *owner = find(manifest.components, *component.weights_of);
+    if (owner == nullptr || owner->weights_of) {
+        throw BundleError(start + "the weights of " + quote(*component.weights_of) +
+                          ", which is no component with weights of its own");
+    }
+    for (const auto *graphs : {&component.variants, &component.cpu_graphs}) {
+        for (const auto &[variant, path] : *graphs) {
+            if (find(owner->variants, variant) != nullptr) continue;
+            throw BundleError(start + "a variant " + quote(variant) + ", which " +
+                              *component.weights_of + ", whose weights it has, lacks");
+        }
+    }
+}
+
 void check_variants(const Manifest &manifest) {
     for (const auto &[name, component] : manifest.components) {
         const std::string start = std::string(kManifestName) + ": components: " + name + " has ";
@@ -142,6 +164,7 @@ void check_variants(const Manifest &manifest) {
                                   ", which is not among its variants");
             }
         }
+        check_weights(manifest, name, component);
     }
 }
 
@@ -155,9 +178,10 @@ public:
         add_keys(manifest.conditions);
     }
 
+    // Without the first `skipped` of them.
     template <typename T>
-    void add_keys(const Ordered<T> &values) {
-        for (const auto &[name, value] : values) add(name);
+    void add_keys(const Ordered<T> &values, size_t skipped = 0) {
+        for (size_t i = skipped; i < values.size(); ++i) add(values[i].first);
     }
 
     void check(const std::string &component, const std::string &input,
@@ -192,7 +216,9 @@ void check_sources(const Manifest &manifest) {
     KnownSources known(manifest);
     for (const auto &[name, component] : manifest.components) {
         for (const auto &[input, tensor] : component.inputs) known.check(name, input, tensor);
-        if (!is_denoiser(name) && !is_decoder(name)) known.add_keys(component.outputs);
+        if (is_decoder(name)) continue;
+        // What a denoiser returns beside the model output is for other denoisers.
+        known.add_keys(component.outputs, is_denoiser(name) ? 1 : 0);
     }
 }
 
@@ -217,7 +243,9 @@ void check_schedules(const Manifest &manifest) {
 }  // namespace
 
 bool is_denoiser(std::string_view name) {
-    return std::find(std::begin(kDenoisers), std::end(kDenoisers), name) != std::end(kDenoisers);
+    return std::any_of(
+        std::begin(kDenoisers), std::end(kDenoisers),
+        [name](std::string_view start) { return name.substr(0, start.size()) == start; });
 }
 
 bool is_decoder(std::string_view name) { return name == kVaeDecoder || name == kPreviewDecoder; }

@@ -35,10 +35,11 @@ constexpr const char *kPreviewDecoder = "preview_decoder";
 // What TensorRecord.unconditional may be.
 constexpr const char *kZeros = "zeros";
 
-// A bundle has one of them.
-constexpr const char *kDenoisers[] = {"unet", "transformer"};
+// What denoisers are called, with anything after it: a bundle has at least one, and the first is
+// the one that runs where a schedule table names none.
+constexpr std::string_view kDenoisers[] = {"unet", "transformer"};
 
-// Whether a component of this name is one.
+// Whether a component of this name makes model outputs for the sampler.
 bool is_denoiser(std::string_view name);
 bool is_decoder(std::string_view name);
 
@@ -51,6 +52,8 @@ struct ComponentRecord {
     std::optional<DecoderRecord> decoder;
     // For the variants that have one, the path of the graph for processors.
     Ordered<std::string> cpu_graphs;
+    // The component that this one was cut out of, and whose data files its graphs read.
+    std::optional<std::string> weights_of;
 
     // The variant to run: the one that was asked for if there is one, or the default.
     const std::string &choose_variant(const std::string &variant) const;
@@ -81,6 +84,8 @@ struct Manifest {
     Ordered<ConditionRecord> conditions;
     // Without a negative prompt, the unconditional pass gets zeros in place of its encoding.
     bool force_zeros_for_empty_prompt = false;
+    // The path of what the text encoders made of some prompts.
+    std::optional<std::string> prompts;
 };
 
 // The manifest in a JSON text, checked; sizes and counts that a runtime computes with fit in an

@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <utility>
 
 namespace mutoscope {
 namespace {
@@ -47,6 +49,16 @@ void NoiseGenerator::fill_latents(const Array &latents, bool frames_first) {
                         plane * sizeof(float));
         }
     }
+}
+
+std::vector<int> NoiseGenerator::draw_permutation(int count) {
+    std::vector<int> numbers(count);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    for (int i = 0; i < count - 1; ++i) {
+        const auto offset = static_cast<int>(words_() % static_cast<uint32_t>(count - i));
+        std::swap(numbers[i], numbers[i + offset]);
+    }
+    return numbers;
 }
 
 // Box-Muller on uniforms with 24 random bits: eight radii, then eight angles. What is rounded from

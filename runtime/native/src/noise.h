@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <random>
+#include <vector>
 
 #include "array.h"
 
@@ -21,6 +22,8 @@ public:
     Array draw(Shape shape);
     // Noise for latents, float32 [1, C, F, h, w]; with frames_first drawn as [1, F, C, h, w].
     void fill_latents(const Array &latents, bool frames_first);
+    // The numbers from 0 to count - 1 in a random order, as torch.randperm draws it.
+    std::vector<int> draw_permutation(int count);
 
 private:
     void fill_block(float *block);

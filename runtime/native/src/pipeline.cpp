@@ -1,5 +1,6 @@
 #include "pipeline.h"
 
+#include <algorithm>
 #include <random>
 
 #include "decoder.h"
@@ -8,6 +9,7 @@
 #include "noise.h"
 #include "sampler.h"
 #include "text.h"
+#include "windowed_denoiser.h"
 
 namespace mutoscope {
 namespace {
@@ -45,8 +47,11 @@ void Pipeline::load() {
     for (const auto &[source, record] : bundle_.manifest().tokenizers) {
         conditions_.load_tokenizer(source, timings);
     }
+    const std::vector<std::string> denoisers = make_settings(bundle_, {}).plan.denoisers;
     for (const auto &[name, component] : bundle_.manifest().components) {
-        if (name != kPreviewDecoder) components_.load(name, timings);
+        const bool is_idle =
+            is_denoiser(name) && std::count(denoisers.begin(), denoisers.end(), name) == 0;
+        if (name != kPreviewDecoder && !is_idle) components_.load(name, timings);
     }
 }
 
@@ -62,17 +67,24 @@ std::vector<Token> Pipeline::tokenize(const char *tokenizer, std::string_view te
 
 Generation Pipeline::prepare(const Request &request, Timings &timings) {
     Generation generation;
-    generation.settings = make_settings(bundle_, request.wishes);
+    {
+        const Stopwatch stopwatch(timings.seconds_load);
+        generation.settings = make_settings(bundle_, request.wishes);
+    }
+    const Settings &settings = generation.settings;
     generation.seed = request.seed ? *request.seed : draw_seed();
-    generation.passes = read_prompts(request, generation.settings, timings);
-    generation.is_batched = request.is_batched;
-    if (request.is_batched) check_batched(bundle_.find_component(components_.denoiser()));
-    generation.values = make_values(bundle_.manifest(), generation.settings, request.picture);
+    generation.passes = read_prompts(request, settings, timings);
+    const std::string passes =
+        request.guidance_passes.value_or(bundle_.manifest().defaults.guidance_passes);
+    for (const std::string &name : generation.settings.plan.denoisers) {
+        generation.is_batched = read_guidance_passes(bundle_.find_component(name), passes);
+    }
+    generation.values = make_values(bundle_.manifest(), settings, request.picture);
     generation.latents = request.latents;
     const auto &decoder = bundle_.find_component(kVaeDecoder).decoder;
-    generation.decode_plan = plan_decode(
-        decoder ? &*decoder : nullptr, generation.settings.latents_shape,
-        bundle_.manifest().latents.vae_scale_factor_spatial, options_.memory_limit_bytes);
+    generation.decode_plan = plan_decode(decoder ? &*decoder : nullptr, settings.latents_shape,
+                                         bundle_.manifest().latents.vae_scale_factor_spatial,
+                                         options_.memory_limit_bytes);
     return generation;
 }
 
@@ -153,7 +165,7 @@ void Pipeline::run_components(Generation &generation, const Callbacks &callbacks
     conditions_.encode(
         generation.passes, generation.values, generator, context,
         [&](int done, int total) { report(MUTOSCOPE_STAGE_ENCODING, "encoder", done, total); });
-    const Array clean = run_denoiser(generation, generator, callbacks, context);
+    const Array clean = run_denoisers(generation, generator, callbacks, context);
     const DecodeCallbacks decoding{
         [&](int done, int total) { report(MUTOSCOPE_STAGE_DECODING, "run", done, total); },
         [&](int frame_index, const uint8_t *pixels) {
@@ -164,34 +176,34 @@ void Pipeline::run_components(Generation &generation, const Callbacks &callbacks
                    decoding, context);
 }
 
-Array Pipeline::run_denoiser(const Generation &generation, NoiseGenerator &generator,
-                             const Callbacks &callbacks, const RunContext &context) {
+// Start noise, unless the caller gave some.
+Array Pipeline::make_latents(const Generation &generation, NoiseGenerator &generator) const {
+    if (generation.latents) return *generation.latents;
+    const Settings &settings = generation.settings;
+    const Array latents = Array::make(DType::float32, settings.latents_shape);
+    generator.fill_latents(latents, bundle_.manifest().latents.start_noise_frames_first);
+    shuffle_start_noise(latents, settings.windows, generator);
+    return latents;
+}
+
+Array Pipeline::run_denoisers(const Generation &generation, NoiseGenerator &generator,
+                              const Callbacks &callbacks, const RunContext &context) {
     Timings &timings = context.timings;
     const Settings &settings = generation.settings;
-    const LatentsRecord &record = bundle_.manifest().latents;
-    const ScheduleTable table = [&] {
-        const Stopwatch stopwatch(timings.seconds_load);
-        return bundle_.load_schedule(settings.scheduler, settings.num_inference_steps);
-    }();
     const auto sum_inner = [&] { return timings.seconds_load + timings.seconds_denoiser; };
     const double spent = sum_inner();
-    const int num_rows = static_cast<int>(table.rows.size());
+    const int num_rows = static_cast<int>(settings.table.rows.size());
     Array clean;
     {
         const Stopwatch stopwatch(timings.seconds_sampler);
-        GuidedDenoiser predict(bundle_, components_, generation.passes, settings.latents_shape,
-                               settings.frame_guidance(), generation.is_batched, context);
-        Array latents = Array::make(DType::float32, settings.latents_shape);
-        if (generation.latents) {
-            latents = *generation.latents;
-        } else {
-            generator.fill_latents(latents, record.start_noise_frames_first);
-        }
+        GuidedDenoiser denoiser(bundle_, components_, generation.settings.plan, generation.passes,
+                                settings.denoised_shape(), generation.is_batched, context);
+        WindowedDenoiser predict(denoiser, settings.windows, settings.latents_shape,
+                                 settings.frame_guidance());
+        const bool frames_first = bundle_.manifest().latents.step_noise_frames_first;
         clean = denoise(
-            latents, table, std::ref(predict),
-            [&](const Array &noise) {
-                generator.fill_latents(noise, record.step_noise_frames_first);
-            },
+            make_latents(generation, generator), settings.table, std::ref(predict),
+            [&](const Array &noise) { generator.fill_latents(noise, frames_first); },
             [&](size_t step_index, const Array &now) {
                 const int done = static_cast<int>(step_index) + 1;
                 check_cancelled(
@@ -200,7 +212,7 @@ Array Pipeline::run_denoiser(const Generation &generation, NoiseGenerator &gener
             });
     }
     timings.seconds_sampler -= sum_inner() - spent;
-    components_.release(components_.denoiser());
+    for (const std::string &name : generation.settings.plan.denoisers) components_.release(name);
     return clean;
 }
 

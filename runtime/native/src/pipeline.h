@@ -53,7 +53,7 @@ public:
     const Components &components() const { return components_; }
     const ConditionEncoder &conditions() const { return conditions_; }
 
-    // Load all that a generation runs; with low memory, nothing.
+    // Load all that a generation with the defaults runs; with low memory, nothing.
     void load();
     void unload() { components_.unload_all(); }
     // tokenizer: its source; null: the first.
@@ -85,8 +85,9 @@ private:
     std::vector<Values> read_prompts(const Request &request, const Settings &settings,
                                      Timings &timings);
     void check_cancelled(bool goes_on, const std::string &where) const;
-    Array run_denoiser(const Generation &generation, NoiseGenerator &generator,
-                       const Callbacks &callbacks, const RunContext &context);
+    Array run_denoisers(const Generation &generation, NoiseGenerator &generator,
+                        const Callbacks &callbacks, const RunContext &context);
+    Array make_latents(const Generation &generation, NoiseGenerator &generator) const;
 
     Onnxruntime onnxruntime_;
     PipelineOptions options_;

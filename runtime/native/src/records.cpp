@@ -172,6 +172,9 @@ DefaultsRecord read_defaults(const JsonField &field) {
     if (const auto scale = field.find_value("min_guidance_scale")) {
         record.min_guidance_scale = scale->read_number();
     }
+    if (const auto passes = field.find("guidance_passes")) {
+        record.guidance_passes = passes->read_text();
+    }
     return record;
 }
 

@@ -87,6 +87,8 @@ struct DefaultsRecord {
     std::string negative_prompt;
     // Guidance of the first frame, where it is not the same for all.
     std::optional<double> min_guidance_scale;
+    // "separate" or "batched", whichever was measured to be faster.
+    std::string guidance_passes = "separate";
 };
 
 // A size in pixels, or "height" or "width", which stands for that of the clip.

@@ -97,6 +97,8 @@ Wishes read_wishes(const mutoscope_generate_params &params) {
     wishes.num_frames = unless_zero<int64_t>(params.num_frames);
     wishes.height = unless_zero<int64_t>(params.height);
     wishes.width = unless_zero<int64_t>(params.width);
+    wishes.context_length = unless_zero<int64_t>(params.context_length);
+    wishes.context_stride = unless_zero<int64_t>(params.context_stride);
     wishes.num_inference_steps = unless_zero<int64_t>(params.num_inference_steps);
     wishes.guidance_scale = unless_zero<double>(params.guidance_scale);
     wishes.min_guidance_scale = unless_zero<double>(params.min_guidance_scale);
@@ -111,18 +113,28 @@ Wishes read_wishes(const mutoscope_generate_params &params) {
     return wishes;
 }
 
+// Nothing for the bundle's own.
+std::optional<std::string> read_guidance_passes(int32_t guidance_passes) {
+    switch (guidance_passes) {
+        case MUTOSCOPE_GUIDANCE_SEPARATE:
+            return "separate";
+        case MUTOSCOPE_GUIDANCE_BATCHED:
+            return "batched";
+        case MUTOSCOPE_GUIDANCE_DEFAULT:
+            return std::nullopt;
+        default:
+            throw ParameterError("guidance_passes is " + std::to_string(guidance_passes) +
+                                 "; it must be one of separate, batched: use separate");
+    }
+}
+
 }  // namespace
 
 Request read_request(const mutoscope_generate_params &params) {
     Request request;
     request.wishes = read_wishes(params);
     if (params.seed != MUTOSCOPE_SEED_RANDOM) request.seed = params.seed;
-    if (params.guidance_passes != MUTOSCOPE_GUIDANCE_SEPARATE &&
-        params.guidance_passes != MUTOSCOPE_GUIDANCE_BATCHED) {
-        throw ParameterError("guidance_passes is " + std::to_string(params.guidance_passes) +
-                             "; it must be one of separate, batched: use separate");
-    }
-    request.is_batched = params.guidance_passes == MUTOSCOPE_GUIDANCE_BATCHED;
+    request.guidance_passes = read_guidance_passes(params.guidance_passes);
     request.prompt =
         read_prompt("prompt", params.prompt, params.prompt_inputs, params.num_prompt_inputs);
     request.negative_prompt =

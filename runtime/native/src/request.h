@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "conditioning.h"
 #include "mutoscope.h"
@@ -14,8 +15,8 @@ namespace mutoscope {
 // One generation as it was asked for. The picture is the caller's, all else is copied.
 struct Request {
     Wishes wishes;
-    std::optional<uint64_t> seed;  // absent: draw one
-    bool is_batched = false;
+    std::optional<uint64_t> seed;                // absent: draw one
+    std::optional<std::string> guidance_passes;  // absent: the bundle's
     PromptInput prompt, negative_prompt;
     std::optional<Picture> picture;
     std::optional<Array> latents;

@@ -75,7 +75,7 @@ Array denoise(const Array &latents, const ScheduleTable &table, const Predict &p
     for (size_t step_index = 0; step_index < table.rows.size(); ++step_index) {
         const Row &row = table.rows[step_index];
         scale(registers[0], row.input_scale, sample);
-        const Array model_output = predict(sample, row.timestep);
+        const Array model_output = predict(sample, row);
         for (int draw = 0; draw < row.noise_draws; ++draw) draw_noise(noise);
         std::vector<BoundUpdate> updates;
         for (const Update &update : row.updates) {

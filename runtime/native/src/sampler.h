@@ -9,9 +9,9 @@
 
 namespace mutoscope {
 
-// The denoiser: what the model makes of a sample at a timestep, float32 and shaped as the latents;
-// it may be the same array each time, but not the sample.
-using Predict = std::function<Array(const Array &sample, double timestep)>;
+// The denoiser: what the model makes of a sample in a row of the table, float32 and shaped as the
+// latents; it may be the same array each time, but not the sample.
+using Predict = std::function<Array(const Array &sample, const Row &row)>;
 // Fills an array of that shape with standard normal noise.
 using DrawNoise = std::function<void(const Array &noise)>;
 // Called after each row with the latents now; raises an Error to stop.

@@ -71,6 +71,19 @@ public:
         return std::string(value.text());
     }
 
+    std::optional<std::string> read_optional_text(const char *key) const {
+        const auto value = value_.find(key);
+        if (!value || value->kind() == JsonKind::null) return std::nullopt;
+        return read_text(key);
+    }
+
+    bool read_flag(const char *key, bool default_value) const {
+        const auto value = value_.find(key);
+        if (!value) return default_value;
+        if (value->kind() != JsonKind::boolean) fail(key, *value, "true or false");
+        return value->boolean();
+    }
+
     void check_optional_pair(const char *key) const {
         const auto value = value_.find(key);
         if (!value || value->kind() == JsonKind::null) return;
@@ -111,6 +124,8 @@ public:
             row.updates.push_back(read_update(update, row.noise_draws > 0));
         }
         row_.check_optional_pair("denoised");
+        row.denoiser = row_.read_optional_text("denoiser").value_or("");
+        row.guidance = row_.read_flag("guidance", true);
         return row;
     }
 
@@ -176,6 +191,10 @@ bool ScheduleTable::draws_noise() const {
                        [](const Row &row) { return row.noise_draws > 0; });
 }
 
+bool ScheduleTable::takes_guidance() const {
+    return std::any_of(rows.begin(), rows.end(), [](const Row &row) { return row.guidance; });
+}
+
 ScheduleTable parse_schedule(std::string_view json_text, const std::string &name) {
     std::string problem;
     const auto document = JsonDocument::parse(json_text, problem);
@@ -197,6 +216,8 @@ ScheduleTable parse_schedule(std::string_view json_text, const std::string &name
     for (const ScheduleReader &row : reader.read_objects("rows", "row")) {
         table.rows.push_back(RowReader(row, table.num_registers).read());
     }
+    table.denoiser = reader.read_optional_text("denoiser").value_or("");
+    table.graph_sha256 = reader.read_optional_text("graph_sha256");
     if (table.rows.empty()) {
         reader.fail("the table has no rows; it needs one for each denoiser call");
     }

@@ -2,6 +2,7 @@
 #ifndef MUTOSCOPE_SCHEDULE_H
 #define MUTOSCOPE_SCHEDULE_H
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +34,9 @@ struct Row {
     double input_scale = 1;
     int noise_draws = 0;  // updates see the last one
     std::vector<Update> updates;
+    // The component that makes the model output; "": the table's.
+    std::string denoiser;
+    bool guidance = true;  // false: the prompt's pass is all
 };
 
 // All that a sampler needs of a scheduler at one step count.
@@ -42,9 +46,15 @@ struct ScheduleTable {
     double init_noise_sigma = 1;
     int num_registers = 1;
     std::vector<Row> rows;  // at least one
+    // The component that runs the rows which name none; "": the bundle's first denoiser.
+    std::string denoiser;
+    // The denoiser's plain graph that the rows were chosen for; absent: they fit any.
+    std::optional<std::string> graph_sha256;
 
     // Whether any row needs random numbers besides the start noise.
     bool draws_noise() const;
+    // Whether guidance works in any row.
+    bool takes_guidance() const;
 };
 
 // The table in a JSON text, checked so that no sampler has to: every index is in range, every

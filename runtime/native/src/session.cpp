@@ -156,7 +156,7 @@ Array Session::take_array(Value value) const {
 }
 
 NamedArrays Session::run(const NamedArrays &feeds, const NamedArrays &given,
-                         const RunControl &control) {
+                         const RunControl &control, const IsWanted &is_wanted) {
     check_feeds(feeds);
     std::vector<const char *> input_names, output_names;
     std::vector<Value> values;
@@ -169,6 +169,7 @@ NamedArrays Session::run(const NamedArrays &feeds, const NamedArrays &given,
     std::vector<Value> targets;
     std::vector<const Array *> arrays;
     for (const TensorSpec &spec : outputs_) {
+        if (is_wanted && !is_wanted(spec.name)) continue;
         output_names.push_back(spec.name.c_str());
         const auto is_it = [&](const auto &pair) { return pair.first == spec.name; };
         const auto found = std::find_if(given.begin(), given.end(), is_it);
@@ -186,7 +187,7 @@ NamedArrays Session::run(const NamedArrays &feeds, const NamedArrays &given,
     onnxruntime_.check(status, name_ + " failed");
     NamedArrays results;
     for (size_t i = 0; i < targets.size(); ++i) {
-        results.emplace_back(outputs_[i].name,
+        results.emplace_back(output_names[i],
                              arrays[i] != nullptr ? *arrays[i] : take_array(std::move(targets[i])));
     }
     return results;

@@ -3,6 +3,7 @@
 #define MUTOSCOPE_SESSION_H
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,6 +22,9 @@ struct TensorSpec {
     std::string describe() const;  // float32[1, 77, -1]
 };
 
+// Whether an output is to be returned; the graph need not compute the others.
+using IsWanted = std::function<bool(const std::string &output)>;
+
 class Session {
 public:
     // Load the graph at a path; raises EngineError.
@@ -29,12 +33,14 @@ public:
     const std::vector<TensorSpec> &inputs() const { return inputs_; }
     const std::vector<TensorSpec> &outputs() const { return outputs_; }
 
-    // All outputs for these inputs, in the order of the graph.
+    // The outputs for these inputs, in the order of the graph.
     //
     // feeds: an array for each input, of the type that the graph declares.
     // given: arrays that results are written to, by the name of the output; the others are new.
+    // is_wanted: whether to return the output of a name; empty: all of them.
     // Raises EngineError; after RunControl::stop too.
-    NamedArrays run(const NamedArrays &feeds, const NamedArrays &given, const RunControl &control);
+    NamedArrays run(const NamedArrays &feeds, const NamedArrays &given, const RunControl &control,
+                    const IsWanted &is_wanted = {});
 
 private:
     using Value = std::unique_ptr<OrtValue, Released<OrtValue, &OrtApi::ReleaseValue>>;

@@ -17,7 +17,7 @@ static_assert((sizeof(mutoscope_limit) == 16 && sizeof(mutoscope_number) == 16 &
                sizeof(mutoscope_array) == 32 && sizeof(mutoscope_pipeline_params) == 64 &&
                sizeof(mutoscope_bundle_info) == 152 && sizeof(mutoscope_condition_info) == 40 &&
                sizeof(mutoscope_progress) == 40 && sizeof(mutoscope_frame) == 32 &&
-               sizeof(mutoscope_generate_params) == 176 && sizeof(mutoscope_settings) == 72 &&
+               sizeof(mutoscope_generate_params) == 184 && sizeof(mutoscope_settings) == 104 &&
                sizeof(mutoscope_result) == 120));
 
 }  // namespace

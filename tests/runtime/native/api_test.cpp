@@ -282,7 +282,7 @@ TEST(a_wrong_value_is_refused_with_a_way_out) {
     check("use 32 or 48", [](Given &p) { p.height = 40; });
     check("use 256", [](Given &p) { p.width = std::numeric_limits<int32_t>::max(); });
     check("use 16", [](Given &p) { p.width = std::numeric_limits<int32_t>::min(); });
-    check("use 32", [](Given &p) { p.num_frames = 33; });
+    check("use 6", [](Given &p) { p.context_length = 33; });
     check("use 8", [](Given &p) { p.num_inference_steps = 60; });
     check("must be finite", [&](Given &p) { p.guidance_scale = nan; });
     check("must be finite", [&](Given &p) { p.min_guidance_scale = -infinity; });

@@ -228,6 +228,31 @@ TEST(a_graph_reads_its_own_data_and_what_belongs_to_none) {
     CHECK(list("unet/model_fp16.onnx") == half);
 }
 
+TEST(what_was_cut_out_of_a_component_reads_the_data_of_its_graph) {
+    const HandMadeBundle made;
+    const Bundle bundle = made.open();
+    ComponentRecord part;
+    part.variants = {{"float32", "unet/a.onnx"}, {"float16", "unet/b.onnx"}, {"int8", "c.onnx"}};
+    part.cpu_graphs = {{"float32", "unet/a_cpu.onnx"}, {"float16", "unet/b_cpu.onnx"}};
+    part.weights_of = "unet";
+    const auto list = [&](const std::string &graph) {
+        auto names = find_external_data(bundle.manifest(), part, graph);
+        std::sort(names.begin(), names.end());
+        return names;
+    };
+    const std::vector<std::string> plain = {"unet/common.bin", "unet/model.onnx.data"};
+    const std::vector<std::string> half = {"unet/common.bin", "unet/model_fp16.onnx.data"};
+    CHECK(list("unet/a.onnx") == plain);
+    CHECK(list("unet/a_cpu.onnx") == plain);
+    CHECK(list("unet/b.onnx") == half);
+    CHECK_THROWS(list("c.onnx"),
+                 "manifest.json: c.onnx has the weights of unet, which has no such graph: export");
+    CHECK_THROWS(list("unet/b_cpu.onnx"), "which has no such graph: export again");
+    part.weights_of = "transformer";
+    CHECK_THROWS(list("unet/a.onnx"),
+                 "manifest.json: unet/a.onnx has the weights of transformer, which has no such");
+}
+
 TEST(unknown_components_and_variants_are_refused_with_those_there_are) {
     const HandMadeBundle made;
     const Bundle bundle = made.open();

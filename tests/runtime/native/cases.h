@@ -121,6 +121,8 @@ private:
         read("guidance_scale", params.guidance_scale);
         read("min_guidance_scale", params.min_guidance_scale);
         read("frame_rate", params.frame_rate);
+        read("context_length", params.context_length);
+        read("context_stride", params.context_stride);
         if (find("seed") != nullptr) params.seed = std::stoull(find("seed"));
         if (find("guidance_passes") != nullptr) params.guidance_passes = MUTOSCOPE_GUIDANCE_BATCHED;
     }

@@ -36,7 +36,7 @@ expect 1 "clip.rgb exists: use --force" "${common[@]}" -o clip.rgb
 cp clip.rgb first.rgb
 expect 0 "" "${common[@]}" -o clip.rgb --force --json
 cmp clip.rgb first.rgb || fail "the same seed made two videos"
-grep -q '"seed": 7, "scheduler": "ddim", "num_inference_steps": 2' said.out ||
+grep -q '"seed": 7, "scheduler": "few-step", "num_inference_steps": 2' said.out ||
     fail "--json: $(cat said.out)"
 
 header="YUV4MPEG2 W48 H32 F24000:1001 Ip A1:1 C444 XCOLORRANGE=LIMITED"
@@ -105,7 +105,9 @@ expect 1 "clip.mp4 has an unknown ending" "${common[@]}" -o clip.mp4
 expect 1 "nothing does not exist" nothing "a" -o new.rgb
 expect 1 "clip.rgb is not an image" "${common[@]}" --image clip.rgb -o new.rgb
 expect 1 "image" "${common[@]}" --image clip.png -o new.rgb
-expect 1 "num_frames is 400" "${common[@]}" --num-frames 400 -o new.rgb
+expect 1 "context_length is 400" "${common[@]}" --context-length 400 -o new.rgb
+expect 1 "context_stride is 3" "${common[@]}" --context-length 2 --context-stride 3 -o new.rgb
+expect 2 "--context-length is '0'" "${common[@]}" --context-length 0 -o new.rgb
 expect 2 "BUNDLE is missing"
 expect 2 "--seed is '-1'" "${common[@]}" --seed -1 -o new.rgb
 expect 2 "--num-frames is '0'" "${common[@]}" --num-frames 0 -o new.rgb

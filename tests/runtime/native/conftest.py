@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,11 @@ from mutoscope.runtime.native import Library, NativePipeline
 from mutoscope.runtime.pipeline import VideoPipeline
 from tests.conftest import MakeOnce
 from tests.runtime.native.build import build_library
-from tests.runtime.native.native_bundles import make_image_bundle, make_text_bundle
+from tests.runtime.native.native_bundles import (
+    make_image_bundle,
+    make_rows_bundle,
+    make_text_bundle,
+)
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +31,12 @@ def library() -> Library:
 def text_bundle(make_once: MakeOnce) -> Path:
     """A bundle of texts that is made by hand; not to be changed."""
     return make_once("native-text", lambda folder: make_text_bundle(folder / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def rows_bundle(make_once: MakeOnce) -> Path:
+    """A hand-made bundle whose schedules run several denoisers; not to be changed."""
+    return make_once("native-rows", lambda folder: make_rows_bundle(folder / "bundle"))
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +65,7 @@ def python(text_bundle: Path) -> Iterator[VideoPipeline]:
         yield pipeline
 
 
-def calibrate_quickly(path: Path, **sampling: int) -> None:
+def calibrate_quickly(path: Path, **sampling: Any) -> None:
     """Give a bundle the int8 variants of its components, as little calibrated as is possible.
 
     The sampling is that of the clip it is calibrated with: see SamplingOptions.
@@ -102,7 +113,8 @@ def shipped_int8_bundle(make_once: MakeOnce) -> Path:
 
     def fill(folder: Path) -> Path:
         path = Path(shutil.copytree(DEFAULT_BUNDLE_PATH, folder / "bundle"))
-        calibrate_quickly(path, num_inference_steps=2, num_frames=4, height=32, width=32)
+        sampling = {"scheduler": "ddim", "num_inference_steps": 2, "num_frames": 4}
+        calibrate_quickly(path, **sampling, height=32, width=32)
         return path
 
     return make_once("native-shipped-int8", fill)

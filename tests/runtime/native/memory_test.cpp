@@ -259,6 +259,10 @@ TEST(opening_survives_every_allocation_that_fails) {
 
 TEST(a_generation_of_a_text_survives_every_allocation_that_fails) { fail_generation("noisy"); }
 
+TEST(a_generation_of_several_denoisers_survives_every_allocation_that_fails) {
+    fail_generation("reuse_batched");
+}
+
 TEST(a_generation_in_chunks_survives_every_allocation_that_fails) { fail_generation("chunks"); }
 
 TEST(a_generation_of_an_image_survives_every_allocation_that_fails) { fail_generation("image"); }

@@ -6,6 +6,7 @@ shipped bundle, a condition, and an image in place of the text.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper
 
 from mutoscope.runtime.bundle import DEFAULT_BUNDLE_PATH
 from mutoscope.runtime.decoding import PROCESS_BYTES
-from tests.runtime import hand_made_bundle
+from tests.runtime import hand_made_bundle, reuse_bundle
 from tests.runtime.hand_made_bundle import FEATURES
 
 TOKENIZER = "tokenizer/tokenizer.json"
@@ -41,6 +42,50 @@ CHUNKS_LIMIT = NATIVE_PROCESS_BYTES + 2**20
 def make_text_bundle(path: Path) -> Path:
     """Write a bundle that makes videos of a text, and takes a number, into a new folder."""
     hand_made_bundle.make_bundle(path)
+    unet = hand_made_bundle.make_unet()
+    _add_to_shift(unet, CONDITION, [], 0.05)
+    hand_made_bundle.save_graph(unet, path / "unet" / "model.onnx")
+    manifest = read_manifest(path)
+    manifest["components"]["unet"]["inputs"][CONDITION] = {
+        "dtype": "float32",
+        "shape": [],
+        "source": CONDITION,
+    }
+    manifest["conditions"] = {
+        CONDITION: {"default": 1, "minimum": 0, "maximum": 10, "description": "How bright"}
+    }
+    _replace_tokenizer(path, manifest)
+    return path
+
+
+def make_rows_bundle(path: Path) -> Path:
+    """Write a bundle whose schedules run several denoisers into a new folder.
+
+    Its schedules, beside the hand-made ones: "reuse", features of whole rows in later ones;
+    "interval", guidance in some rows; "mixed", both, with noise; "few-step", a denoiser with its
+    guidance inside.
+    """
+    hand_made_bundle.make_bundle(path)
+    _replace_tokenizer(path, read_manifest(path))
+    reuse_bundle.add_denoisers(path)
+    manifest = read_manifest(path)
+    graph_sha256 = manifest["files"]["unet/model.onnx"]["sha256"]
+    reuse = ("unet", "unet_reuse", "unet_reuse", None, "unet_reuse")
+    add, rows = reuse_bundle.add_schedule, reuse_bundle.make_rows
+    add(path, "reuse", rows(*reuse), graph_sha256=graph_sha256)
+    add(path, "interval", rows(None, None, None, None, unguided=(0, 3)))
+    mixed = rows("unet", "unet_reuse", "unet_reuse", "unet_few_step", unguided=(2, 3))
+    noise = hand_made_bundle.make_table("noisy", 1, 0.1).rows[0].updates
+    mixed[1] = dataclasses.replace(mixed[1], noise_draws=2, updates=noise)
+    add(path, "mixed", mixed)
+    for count in (1, 2, 4):
+        few = rows(*[None] * count, unguided=tuple(range(count)))
+        add(path, "few-step", few, denoiser="unet_few_step")
+    return path
+
+
+def _replace_tokenizer(path: Path, manifest: dict[str, Any]) -> None:
+    """Give a hand-made bundle the tokenizer of the shipped one, and write its manifest."""
     shutil.copyfile(DEFAULT_BUNDLE_PATH / TOKENIZER, path / TOKENIZER)
     encoder = hand_made_bundle._model(
         [helper.make_node("Gather", ["embedding", "input_ids"], ["prompt_embeds"])],
@@ -53,24 +98,11 @@ def make_text_bundle(path: Path) -> Path:
         {"embedding": EMBEDDING},
     )
     hand_made_bundle.save_graph(encoder, path / "text_encoder" / "model.onnx")
-    unet = hand_made_bundle.make_unet()
-    _add_to_shift(unet, CONDITION, [], 0.05)
-    hand_made_bundle.save_graph(unet, path / "unet" / "model.onnx")
-    manifest = read_manifest(path)
     manifest["tokenizers"]["input_ids"] |= {
         "max_length": MAX_LENGTH,
         "pad_token_id": PAD_TOKEN_ID,
     }
-    manifest["components"]["unet"]["inputs"][CONDITION] = {
-        "dtype": "float32",
-        "shape": [],
-        "source": CONDITION,
-    }
-    manifest["conditions"] = {
-        CONDITION: {"default": 1, "minimum": 0, "maximum": 10, "description": "How bright"}
-    }
     hand_made_bundle.write_manifest(path, manifest)
-    return path
 
 
 def make_image_bundle(path: Path) -> Path:

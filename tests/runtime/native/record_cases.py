@@ -1,9 +1,9 @@
-"""Write what the native test programs need: two bundles, and what Python makes with them.
+"""Write what the native test programs need: three bundles, and what Python makes with them.
 
     python -m tests.runtime.native.record_cases FOLDER
 
-FOLDER then has text/ and image/, the bundles; picture.rgb, 20 x 30 pixels; cases.txt, a line for
-each generation with its parameters as NAME=VALUE between tabs; and the frames of each,
+FOLDER then has text/, rows/ and image/, the bundles; picture.rgb, 20 x 30 pixels; cases.txt, a line
+for each generation with its parameters as NAME=VALUE between tabs; and the frames of each,
 NAME.frames, uint8 [F, H, W, 3]. The programs take FOLDER as their argument.
 """
 
@@ -20,6 +20,7 @@ from tests.runtime.native.native_bundles import (
     SPARED_BYTES,
     make_image,
     make_image_bundle,
+    make_rows_bundle,
     make_text_bundle,
 )
 
@@ -41,6 +42,17 @@ CASES: dict[str, dict[str, Any]] = {
     "condition": {"bundle": "text", "prompt": "a", "seed": 6, "strength": 9.25},
     "low_memory": {"bundle": "text", "prompt": PROMPT, "seed": 7, "memory": "low"},
     "chunks": {"bundle": "text", "prompt": PROMPT, "seed": 7, "memory_limit_bytes": CHUNKS_LIMIT},
+    "windows": {"bundle": "text", "prompt": PROMPT, "seed": 7, "num_frames": 40},
+    "short_windows": {
+        "bundle": "text", "prompt": PROMPT, "seed": 7, "num_frames": 11, "context_length": 4,
+        "context_stride": 3, "scheduler": "euler-ancestral",
+    },
+    "reuse": {"bundle": "rows", "prompt": PROMPT, "seed": 7, "scheduler": "reuse"},
+    "reuse_batched": {
+        "bundle": "rows", "prompt": PROMPT, "seed": 7, "scheduler": "mixed",
+        "guidance_passes": "batched", "context_length": 3,
+    },
+    "few_step": {"bundle": "rows", "prompt": PROMPT, "seed": 7, "scheduler": "few-step"},
     "image": {"bundle": "image", "seed": 8},
     "image_noisy": {
         "bundle": "image", "seed": 9, "scheduler": "euler-ancestral", "frame_rate": 24,
@@ -53,7 +65,11 @@ OPEN_NAMES = ("memory", "memory_limit_bytes")
 def record_cases(folder: Path) -> None:
     """Write all into a folder, in place of what it has of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, make in (("text", make_text_bundle), ("image", make_image_bundle)):
+    for name, make in (
+        ("text", make_text_bundle),
+        ("rows", make_rows_bundle),
+        ("image", make_image_bundle),
+    ):
         shutil.rmtree(folder / name, ignore_errors=True)
         make(folder / name)
     (folder / "picture.rgb").write_bytes(make_image().tobytes())

@@ -1,4 +1,4 @@
-// Manifests and schedule tables: what is read, and what is refused with which words.
+// Manifests: what is read, and what is refused with which words.
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include "bad_texts.h"
 #include "check.h"
 #include "json_reader.h"
 #include "manifest.h"
-#include "schedule.h"
 
 using namespace mutoscope;
 
@@ -28,6 +28,11 @@ constexpr const char *kManifest = R"({
    "inputs": {"sample": {"dtype": "float32", "shape": ["batch", 4], "source": "latents"},
     "motion": {"dtype": "float32", "shape": [1], "source": "motion", "unconditional": "zeros"},
     "states": {"dtype": "float32", "shape": [1], "source": "prompt_embeds"}},
+   "outputs": {"out_sample": {"dtype": "float32", "shape": ["batch", 4]},
+    "deep_feature": {"dtype": "float32", "shape": ["batch_frames", 4]}}},
+  "unet_reuse": {"variants": {"float32": "unet/model_reuse.onnx"}, "default_variant": "float32",
+   "weights_of": "unet",
+   "inputs": {"feature": {"dtype": "float32", "shape": [1, 4], "source": "deep_feature"}},
    "outputs": {"out_sample": {"dtype": "float32", "shape": ["batch", 4]}}},
   "vae_decoder": {"variants": {"float32": "vae_decoder/model.onnx"}, "default_variant": "float32",
    "inputs": {"latents": {"dtype": "float32", "shape": ["batch", 4], "source": "latents"}},
@@ -47,11 +52,14 @@ constexpr const char *kManifest = R"({
  "limits": {"height": {"minimum": 16, "multiple": 16}, "width": {"minimum": 16, "maximum": null},
   "num_frames": {"minimum": 1, "maximum": 81, "multiple": 4, "offset": 1}},
  "defaults": {"scheduler": "ddim", "num_inference_steps": 2, "guidance_scale": 2.5, "height": 64,
-  "width": 48, "num_frames": 5, "frame_rate": 8},
+  "width": 48, "num_frames": 5, "frame_rate": 8, "guidance_passes": "batched"},
+ "prompts": "prompts.safetensors",
  "schedules": {"ddim": {"2": "ddim_2.json"}},
  "files": {
   "text_encoder/model.onnx": {"size_bytes": 1, "sha256": "aa"},
   "unet/model.onnx": {"size_bytes": 4294967296, "sha256": "bb"},
+  "unet/model_reuse.onnx": {"size_bytes": 1, "sha256": "ba"},
+  "prompts.safetensors": {"size_bytes": 1, "sha256": "ab"},
   "unet/model_int8.onnx": {"size_bytes": 1, "sha256": "cc"},
   "unet/model_int8_cpu.onnx": {"size_bytes": 1, "sha256": "dd"},
   "vae_decoder/model.onnx": {"size_bytes": 1, "sha256": "ee"},
@@ -60,29 +68,6 @@ constexpr const char *kManifest = R"({
   "tokenizer.json": {"size_bytes": 1, "sha256": "ff"},
   "ddim_2.json": {"size_bytes": 1, "sha256": "00"}}
 })";
-
-constexpr const char *kTable = R"({
- "format_version": 1, "scheduler": "DDIMScheduler", "num_inference_steps": 2,
- "prediction_type": "epsilon", "init_noise_sigma": 14.5, "num_registers": 2, "rows": [
-  {"timestep": 999.0, "input_scale": 0.5, "noise_draws": 0, "updates": [
-    {"into": 1, "terms": [["model_output", 1.0]]}, {"into": 0, "terms": [[0, 0.1], [1, -0.5]]}]},
-  {"timestep": 499, "input_scale": 1, "noise_draws": 2, "denoised": [1.5, -0.25], "updates": [
-    {"into": 0, "terms": [[0, 0.25], ["noise", 3]]}]}]})";
-
-// The text with one part of it replaced, which must be there.
-std::string change(std::string text, std::string_view part, std::string_view replacement) {
-    const size_t at = text.find(part);
-    if (at == std::string::npos) {
-        check::fail(__FILE__, __LINE__, "the text has no " + std::string(part));
-        return "";
-    }
-    return text.replace(at, part.size(), replacement);
-}
-
-struct BadText {
-    std::string_view part, replacement;
-    const char *message;
-};
 
 // Each change of the manifest is refused with its message.
 void check_bad(const std::vector<BadText> &bad) {
@@ -101,7 +86,7 @@ int64_t check_limit(const LimitRecord &limit, int64_t value) {
 TEST(a_manifest_is_read_whole) {
     const Manifest manifest = parse_manifest(kManifest);
     CHECK_EQUAL(manifest.name, "hand-made");
-    CHECK_EQUAL(manifest.components.size(), 3);
+    CHECK_EQUAL(manifest.components.size(), 4);
     CHECK_EQUAL(manifest.components[1].first, "unet");
     const ComponentRecord &unet = manifest.components[1].second;
     CHECK_EQUAL(unet.choose_variant("int8"), "int8");
@@ -114,7 +99,7 @@ TEST(a_manifest_is_read_whole) {
     CHECK_EQUAL(sample->shape[0].length, -1);
     CHECK_EQUAL(sample->shape[1].length, 4);
     CHECK_EQUAL(find(unet.inputs, "motion")->unconditional, kZeros);
-    const DecoderRecord &decoder = *manifest.components[2].second.decoder;
+    const DecoderRecord &decoder = *manifest.components[3].second.decoder;
     CHECK(decoder.independent_frames);
     CHECK_EQUAL(decoder.bytes_per_pixel, 512.0);
     CHECK_EQUAL(decoder.tiles->stages[0].halo, 3);
@@ -129,6 +114,10 @@ TEST(a_manifest_is_read_whole) {
     CHECK_EQUAL(manifest.defaults.frame_rate, 8.0);
     CHECK_EQUAL(manifest.files[1].second.size_bytes, 4294967296);
     CHECK(manifest.guidance && !manifest.force_zeros_for_empty_prompt);
+    CHECK(!unet.weights_of && manifest.components[2].second.weights_of == "unet");
+    CHECK_EQUAL(manifest.defaults.guidance_passes, "batched");
+    CHECK_EQUAL(*manifest.prompts, "prompts.safetensors");
+    CHECK(is_denoiser("unet_reuse") && is_denoiser("transformer") && !is_denoiser("vae_unet"));
 }
 
 TEST(of_a_key_that_comes_twice_the_last_counts) {
@@ -138,7 +127,7 @@ TEST(of_a_key_that_comes_twice_the_last_counts) {
     const Manifest second = parse_manifest(
         change(kManifest, R"("ddim_2.json": {)",
                R"("unet/model.onnx": {"size_bytes": 7, "sha256": ""}, "ddim_2.json": {)"));
-    CHECK_EQUAL(second.files.size(), 9);
+    CHECK_EQUAL(second.files.size(), 11);
     CHECK_EQUAL(second.files[1].first, "unet/model.onnx");
     CHECK_EQUAL(second.files[1].second.size_bytes, 7);
 }
@@ -166,6 +155,14 @@ TEST(a_manifest_with_a_field_of_a_wrong_kind_is_refused_with_its_name) {
          "latents, timestep, noise, num_frames, height, width, frame_rate, prompt_embeds, "
          "pooled_prompt_embeds, input_ids, pixels, motion, prompt_embeds): use a newer lib"},
         {R"("source": "motion")", R"("source": "out_sample")", "takes motion from 'out_sample'"},
+        // What a denoiser returns is for those behind it.
+        {R"("source": "motion")", R"("source": "deep_feature")", "motion from 'deep_feature'"},
+        {R"("source": "deep_feature")", R"("source": "out_sample")",
+         "manifest.json: unet_reuse takes feature from 'out_sample', which"},
+        {R"("weights_of": "unet")", R"("weights_of": 3)", "unet_reuse: weights_of must be of"},
+        {R"("guidance_passes": "batched")", R"("guidance_passes": null)",
+         "manifest.json: defaults: guidance_passes must be of type str"},
+        {R"("prompts": "prompts.safetensors")", R"("prompts": [])", "manifest.json: prompts must"},
         {R"("source": "motion", )", "", "unet takes motion from None, which"},
         {R"("unconditional": "zeros")", R"("unconditional": "ones")",
          "manifest.json: unet: motion: unconditional is 'ones', which this mutoscope does not "
@@ -182,6 +179,16 @@ TEST(a_manifest_that_names_what_is_not_there_is_refused) {
         {R"("unet/model_int8.onnx")", R"("unet/x.onnx")",
          "manifest.json names unet/x.onnx but does not list it under files"},
         {R"("head": "vae_decoder/head.onnx")", R"("head": "h.onnx")", "names h.onnx but does not"},
+        {R"("weights_of": "unet")", R"("weights_of": "unet_2")",
+         "manifest.json: components: unet_reuse has the weights of 'unet_2', which is no component "
+         "with weights of its own"},
+        {R"("weights_of": "unet")", R"("weights_of": "unet_reuse")",
+         "of 'unet_reuse', which is no"},
+        {R"("weights_of": "unet")", R"("weights_of": "vae_decoder", "variants": {
+             "float32": "unet/model_reuse.onnx", "int8": "unet/model_reuse.onnx"})",
+         "unet_reuse has a variant 'int8', which vae_decoder, whose weights it has, lacks"},
+        {R"("prompts": "prompts.safetensors")", R"("prompts": "p.st")",
+         "manifest.json names p.st but does not list it under files"},
         {R"("tokenizer.json", "max)", R"("../tokenizer.json", "max)",
          "manifest.json names '../tokenizer.json', which is not inside the bundle"},
         {R"("ddim_2.json": {)", R"("/etc/passwd": {)", "names '/etc/passwd', which is not inside"},
@@ -327,72 +334,4 @@ TEST(conditions_name_their_range) {
     const auto check = [&](double value) { return condition.check("motion", value), 0; };
     CHECK_THROWS(check(256), "motion is 256; this bundle takes 0 to 255.5: use 127");
     CHECK_THROWS(check(std::numeric_limits<double>::quiet_NaN()), "motion is nan; this bundle");
-}
-
-TEST(a_schedule_table_is_read_whole) {
-    const ScheduleTable table = parse_schedule(kTable, "table.json");
-    CHECK_EQUAL(table.scheduler, "DDIMScheduler");
-    CHECK_EQUAL(table.num_inference_steps, 2);
-    CHECK_EQUAL(table.init_noise_sigma, 14.5);
-    CHECK_EQUAL(table.rows.size(), 2);
-    CHECK(table.draws_noise());
-    CHECK_EQUAL(table.rows[1].timestep, 499.0);
-    CHECK_EQUAL(table.rows[1].noise_draws, 2);
-    const std::vector<Term> &terms = table.rows[0].updates[1].terms;
-    CHECK(terms[1].kind == SourceKind::reg && terms[1].index == 1);
-    CHECK_EQUAL(terms[1].coefficient, -0.5);
-    CHECK(table.rows[0].updates[0].terms[0].kind == SourceKind::model_output);
-    CHECK(table.rows[1].updates[0].terms[1].kind == SourceKind::noise);
-}
-
-TEST(a_damaged_table_is_refused_with_the_place) {
-    const std::vector<BadText> bad = {
-        {R"("format_version": 1)", R"("format_version": 2)",
-         "t.json has format_version 2; this version reads up to 1: upgrade mutoscope or export"},
-        {R"("format_version": 1)", R"("format_version": 0)",
-         "t.json: format_version is 0; it must be a whole number >= 1"},
-        {R"("DDIMScheduler")", "3", "t.json: scheduler is 3; it must be a string"},
-        {R"("num_inference_steps": 2)", R"("num_inference_steps": 2.5)",
-         "t.json: num_inference_steps is 2.5; it must be a whole number >= 1"},
-        {R"("prediction_type": "epsilon",)", "", "t.json: prediction_type is missing"},
-        {"14.5", "null", "t.json: init_noise_sigma is None; it must be a finite number"},
-        {R"("num_registers": 2)", R"("num_registers": 0)",
-         "num_registers is 0; it must be a whole"},
-        {R"("num_registers": 2)", R"("num_registers": 1000000000)",
-         "t.json: num_registers is 1000000000; it must lie within 1 and 64"},
-        {R"("rows": [)", R"("rows": [], "old": [)", "t.json: the table has no rows; it needs one"},
-        {R"("rows": [)", R"("rows": [5, )", "t.json: row 0 is 5; it must be an object"},
-        {R"("rows": [)", R"("rows": 3, "old": [)", "t.json: rows is 3; it must be a list"},
-        {R"("timestep": 999.0, )", "", "t.json: row 0: timestep is missing"},
-        {R"("noise_draws": 2)", R"("noise_draws": -1)",
-         "t.json: row 1: noise_draws is -1; it must be a whole number >= 0"},
-        {R"("noise_draws": 2)", R"("noise_draws": 1000000)",
-         "t.json: row 1: noise_draws is 1000000; it must lie within 0 and 16"},
-        {R"("noise_draws": 2)", R"("noise_draws": 0)",
-         "t.json: row 1: an update reads noise, but noise_draws is 0"},
-        {"[1.5, -0.25]", "[1.5]",
-         "t.json: row 1: denoised is [1.5]; it must be two finite numbers"},
-        {"[1.5, -0.25]", R"([1.5, "2"])", "denoised is [1.5, '2']; it must be two finite"},
-        {R"("into": 1)", R"("into": 2)",
-         "t.json: row 0: an update writes register 2; the table has"},
-        {"[1, -0.5]", "[7, -0.5]", "t.json: row 0: an update reads register 7; the table has 2"},
-        {"[1, -0.5]", "[-1, -0.5]", "t.json: row 0: an update reads register -1; the table has 2"},
-        {"[1, -0.5]", "[99999999999999999999, 1]", "reads register 99999999999999999999; the"},
-        {"[1, -0.5]", "[0, -0.5]", "t.json: row 0: the update of register 0 names a source twice"},
-        {"[1, -0.5]", R"(["sample", -0.5])",
-         "t.json: row 0: update 1: terms is ['sample', -0.5]; it must be pairs of a source (a "
-         "register, model_output, noise) and a number"},
-        {"[1, -0.5]", "[true, -0.5]", "row 0: update 1: terms is [True, -0.5]; it must be pairs"},
-        {"[1, -0.5]", R"([1, "1"])", "row 0: update 1: terms is [1, '1']; it must be pairs"},
-        {"[1, -0.5]", "[0]", "row 0: update 1: terms is [0]; it must be pairs"},
-        {"[1, -0.5]", "[1, 1e999]", "t.json is no JSON file (the number 1e999 is not finite)"},
-        {"14.5", "-Infinity", "'Infinity'): export again"},
-        {"[[0, 0.1], [1, -0.5]]", "3", "row 0: update 1: terms is 3; it must be a list"},
-    };
-    for (const BadText &text : bad) {
-        CHECK_THROWS(parse_schedule(change(kTable, text.part, text.replacement), "t.json"),
-                     text.message);
-    }
-    CHECK_THROWS(parse_schedule("{", "t.json"), "t.json is no JSON file (a mistake at byte 2");
-    CHECK_THROWS(parse_schedule("[1]", "t.json"), "t.json is [1]; it must be an object");
 }

@@ -274,7 +274,7 @@ def test_an_array_that_cannot_be_is_refused(
         ("pipeline_params", "memory", 2),
         ("pipeline_params", "memory", -1),
         ("pipeline_params", "num_threads", -1),
-        ("generate_params", "guidance_passes", 2),
+        ("generate_params", "guidance_passes", 3),
         ("generate_params", "guidance_passes", -1),
     ],
 )

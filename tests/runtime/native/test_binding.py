@@ -90,7 +90,7 @@ def test_nothing_is_printed_by_calls_that_work_and_calls_that_fail(
 def test_the_arguments_are_those_of_python() -> None:
     python = set(inspect.signature(VideoPipeline.generate).parameters)
     # Python's own callbacks, and previews, which the library has none of.
-    python -= {"self", "prompt", "on_step", "on_decode", "on_preview"}
+    python -= {"self", "prompt", "on_step", "on_decode", "on_frames", "on_preview"}
     only_native = {"prompt_ids", "negative_prompt_ids"}
     assert set(GenerateArguments.__annotations__) == python | only_native
     python_open = set(inspect.signature(VideoPipeline.open).parameters) - {
@@ -202,7 +202,9 @@ def test_low_memory_frees_each_component_after_its_last_run(
     library: Library, tmp_path: Path
 ) -> None:
     bundle = Path(shutil.copytree(DEFAULT_BUNDLE_PATH, tmp_path / "bundle"))
-    weights = {f"{name}/model.onnx.data" for name in ("text_encoder", "unet", "vae_decoder")}
+    weights = {
+        f"{name}/model.onnx.data" for name in ("text_encoder", "unet_few_step", "vae_decoder")
+    }
     seen: dict[str, list[set[str]]] = {"encoding": [], "denoising": [], "decoding": []}
 
     def on_progress(progress: NativeProgress) -> None:
@@ -219,7 +221,7 @@ def test_low_memory_frees_each_component_after_its_last_run(
             on_progress=on_progress,
         )
         assert list_mapped(bundle) & weights == set()
-    assert seen["denoising"][0] == {"unet/model.onnx.data"}
+    assert seen["denoising"][0] == {"unet_few_step/model.onnx.data"}
     assert seen["decoding"][0] <= {"vae_decoder/model.onnx.data"}
 
 

@@ -21,7 +21,15 @@ from tests.runtime.native.native_bundles import EMBEDDING, PAD_TOKEN_ID, make_im
 from tests.runtime.native.parity import LATENTS_TOLERANCE, check_parity, generate_with_both
 
 PROMPT = "a red circle moves left on a gray background"
-SMALL = {"prompt": PROMPT, "seed": 7, "height": 32, "width": 32, "num_frames": 4}
+SMALL = {
+    "prompt": PROMPT,
+    "seed": 7,
+    "height": 32,
+    "width": 32,
+    "num_frames": 4,
+    "scheduler": "ddim",
+}
+SCHEDULERS = ("ddim", "euler-ancestral", "dpm++2m", "unipc", "lcm")
 MIB = 2**20
 
 
@@ -46,7 +54,7 @@ def test_the_shipped_bundle_gives_the_same_video(library: Library, changes: dict
     check_parity(generate_with_both(library, DEFAULT_BUNDLE_PATH, **arguments))
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-ancestral", "dpm++2m", "unipc", "lcm"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_gives_the_same_video(library: Library, scheduler: str) -> None:
     arguments: dict[str, Any] = SMALL | {"scheduler": scheduler, "num_inference_steps": 6}
     if scheduler == "lcm":
@@ -54,9 +62,19 @@ def test_every_scheduler_gives_the_same_video(library: Library, scheduler: str) 
     check_parity(generate_with_both(library, DEFAULT_BUNDLE_PATH, **arguments))
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "num_inference_steps"), [("few-step", 4), ("ddim-reuse", 25)]
+)
+def test_few_steps_and_reused_features_give_the_same_video(
+    library: Library, scheduler: str, num_inference_steps: int
+) -> None:
+    arguments = SMALL | {"scheduler": scheduler, "num_inference_steps": num_inference_steps}
+    check_parity(generate_with_both(library, DEFAULT_BUNDLE_PATH, **arguments))
+
+
 def test_the_schedulers_are_those_of_the_shipped_bundle() -> None:
     shipped = set(Bundle.default().manifest.schedules)
-    assert shipped == {"ddim", "euler-ancestral", "dpm++2m", "unipc", "lcm"}
+    assert shipped == {*SCHEDULERS, "few-step", "ddim-reuse"}
 
 
 @pytest.mark.parametrize(

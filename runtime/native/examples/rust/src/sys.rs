@@ -47,6 +47,8 @@ pub struct GenerateParams {
     pub progress_user_data: *mut c_void,
     pub frame_callback: Option<FrameCallback>,
     pub frame_user_data: *mut c_void,
+    pub context_length: i32,
+    pub context_stride: i32,
 }
 
 #[link(name = "mutoscope")]

@@ -1,0 +1,155 @@
+"""Calibration of bundles with several denoisers, one of them cut out of another."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from mutoscope.calibration.reuse_graphs import DEEP_FEATURE
+from mutoscope.calibration.samples import SamplingOptions, make_samples
+from mutoscope.calibration.trajectory import TrajectoryJudge
+from mutoscope.engines.opening import open_engine
+from mutoscope.engines.options import EngineOptions
+from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.component_inputs import make_inputs
+from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.pipeline import VideoPipeline
+from mutoscope.runtime.settings import make_settings
+from tests.calibration.reusing_bundle import (
+    FEW_STEP,
+    FEW_STEP_SCHEDULER,
+    NUM_STEPS,
+    REUSE,
+    REUSING_SCHEDULER,
+    make_reusing_bundle,
+    prefer_few_step,
+)
+from tests.calibration.small_calibration import IMPOSSIBLE_DB, count_int8, make_up_times
+
+PROMPTS = ["a red circle", "a blue circle"]
+INT8_GRAPHS = ("unet/model_int8_reuse.onnx", "unet/model_int8_cpu_reuse.onnx")
+
+
+@pytest.fixture(scope="module")
+def reusing_bundle(tmp_path_factory):
+    """Not to be changed."""
+    return make_reusing_bundle(tmp_path_factory.mktemp("reusing") / "bundle")
+
+
+@pytest.fixture
+def path(reusing_bundle, tmp_path, cache):
+    """A copy that the test may change, in a folder of its own."""
+    return shutil.copytree(reusing_bundle, tmp_path / "bundles" / "bundle")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    make_up_times(monkeypatch)
+
+
+def run(graph, feeds):
+    engine = open_engine(graph, EngineOptions(num_threads=1))
+    try:
+        wanted = {name: array for name, array in feeds.items() if name in engine.inputs}
+        return engine.run(wanted)
+    finally:
+        engine.close()
+
+
+def test_the_shallow_part_becomes_int8_with_its_denoiser(calibrate, path, quick):
+    report = calibrate()
+    assert list(report.components) == ["unet"]
+    bundle = Bundle.open(path)
+    record = bundle.find_component(REUSE)
+    assert (record.variants["int8"], record.cpu_graphs["int8"]) == INT8_GRAPHS
+    feeds = make_inputs(bundle, make_settings(bundle, seed=0))["unet"]
+    for for_cpu in (False, True):
+        whole, shallow = (
+            bundle.load_graph(name, "int8", for_cpu=for_cpu) for name in ("unet", REUSE)
+        )
+        assert 0 < count_int8(shallow) < count_int8(whole)
+        outputs = run(whole, feeds)
+        found = run(shallow, {**feeds, DEEP_FEATURE: outputs[DEEP_FEATURE]})
+        np.testing.assert_array_equal(found["out_sample"], outputs["out_sample"])
+    for name in bundle.manifest.files:
+        bundle.check_digest(name)
+
+
+def test_reuse_and_int8_generate_together(calibrate, path, quick):
+    calibrate()
+    with VideoPipeline.open(path, variant="int8") as pipeline:
+        options = {"seed": 0, "num_inference_steps": NUM_STEPS}
+        reusing, plain = (
+            pipeline.generate(PROMPTS[0], scheduler=scheduler, **options).frames
+            for scheduler in (REUSING_SCHEDULER, "ddim")
+        )
+    assert reusing.shape == plain.shape
+    assert (reusing != plain).any()
+
+
+def test_int8_graphs_of_the_shallow_part_are_replaced_and_removed_with_force(
+    calibrate, path, quick
+):
+    calibrate()
+    calibrate(force=True)
+    assert set(INT8_GRAPHS) <= set(Bundle.open(path).manifest.files)
+    calibrate(force=True, min_psnr_db=IMPOSSIBLE_DB)
+    bundle = Bundle.open(path)
+    assert not set(INT8_GRAPHS) & set(bundle.manifest.files)
+    assert not any((path / name).exists() for name in INT8_GRAPHS)
+    assert "int8" not in bundle.find_component(REUSE).variants
+    assert "int8" not in bundle.find_component(REUSE).cpu_graphs
+
+
+def test_the_usual_components_are_those_of_the_default_clips(calibrate, quick):
+    report = calibrate(components=())
+    assert list(report.components) == ["text_encoder", "unet", "vae_decoder"]
+
+
+def test_a_bundle_that_runs_another_denoiser_by_default_calibrates_that(calibrate, path, quick):
+    prefer_few_step(path)
+    report = calibrate(components=())
+    assert list(report.components) == ["text_encoder", FEW_STEP, "vae_decoder"]
+    assert "int8" not in Bundle.open(path).find_component("unet").variants
+    # The base one, in clips that it makes.
+    ddim = SamplingOptions(scheduler="ddim", num_inference_steps=NUM_STEPS)
+    assert list(calibrate(sampling=ddim).components) == ["unet"]
+    assert "int8" in Bundle.open(path).find_component(REUSE).variants
+
+
+def test_a_denoiser_that_makes_none_of_the_clips_is_refused(calibrate):
+    message = f"{FEW_STEP} makes none of these clips, unet does: use --scheduler few-step, or unet"
+    with pytest.raises(ParameterError, match=message):
+        calibrate(components=(FEW_STEP,))
+
+
+def test_the_shallow_part_alone_is_refused(calibrate):
+    with pytest.raises(ParameterError, match=f"{REUSE} becomes int8 with unet, .*: use unet"):
+        calibrate(components=(REUSE,))
+
+
+def test_samples_of_a_denoiser_without_guidance_have_none(reusing_bundle):
+    bundle = Bundle.open(reusing_bundle)
+    few_step = SamplingOptions(scheduler=FEW_STEP_SCHEDULER, num_inference_steps=NUM_STEPS)
+    scales = [
+        {sample.guidance_scale for sample in make_samples(bundle, PROMPTS, [], 8, 0, sampling)}
+        for sampling in (None, few_step)
+    ]
+    assert scales == [{1.0, bundle.manifest.defaults.guidance_scale}, {1.0}]
+
+
+def test_passes_are_recorded_in_the_rows_that_run_the_whole_denoiser(reusing_bundle):
+    bundle = Bundle.open(reusing_bundle)
+    sampling = SamplingOptions(scheduler=REUSING_SCHEDULER, num_inference_steps=NUM_STEPS)
+    samples = make_samples(bundle, PROMPTS, [], 2, 0, sampling)
+    with TrajectoryJudge(bundle, samples, sampling, num_passes=8, num_threads=1) as judge:
+        assert judge.denoiser == "unet"
+        judge.make_reference()
+        assert {recorded.step_index for recorded in judge.passes} == {0, 2}
+        assert len(judge.passes) == 8
+        graph = bundle.load_graph("unet", "float32")
+        engine = open_engine(graph, EngineOptions(num_threads=1))
+        try:
+            assert judge.measure({"unet": engine}).minimum_psnr_db > 100
+        finally:
+            engine.close()
