@@ -82,8 +82,11 @@ def measure_memory(bundle: Path | None, num_frames: int, rounds: int) -> list[di
 def _generate_apart(bundle: Path, num_frames: int, folder: Path) -> ProcessMemory:
     prompt = list_prompts("held-out")[0].caption()
     arguments = ["generate", prompt, "--bundle", str(bundle), "--num-frames", str(num_frames)]
-    arguments += ["--seed", "0", "-o", str(folder / "clip.mp4"), "--force", "--quiet"]
-    return run_measured([sys.executable, "-m", "mutoscope.runtime.main", *arguments])
+    arguments += ["--seed", "0", "-o", str(folder / "clip.mp4")]
+    code = "from mutoscope.runtime.main import main; main()"
+    measured = run_measured([sys.executable, "-c", code, *arguments])
+    (folder / "clip.mp4").unlink()  # which must be there
+    return measured
 
 
 def _find_median(values: Iterator[int | None]) -> float | None:
