@@ -14,10 +14,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from mutoscope.runtime.clip_files import load_clip
 from mutoscope.runtime.errors import CancelledError, OutputError, ParameterError
+from mutoscope.runtime.metrics import psnr_db
 from mutoscope.runtime.settings import Settings
 from mutoscope.runtime.video import Video
 from mutoscope.runtime.video_files import Clip, make_durations_ms, open_video_file
+
+# Two encodings of one clip; a clip of other frames is far below.
+SAME_CLIP_PSNR_DB = 40
 
 Frames = NDArray[np.uint8]
 NUM_FRAMES, HEIGHT, WIDTH = 7, 48, 64
@@ -315,21 +320,17 @@ def test_a_clip_in_parts_is_the_file_of_the_whole(
         for frames in np.split(video.frames, [1, 3]):
             add(dataclasses.replace(video, frames=frames))
             assert not parts.exists()
-    if ending:
-        assert read_stable_bytes(parts) == read_stable_bytes(whole)
+    if ending in (".mp4", ".webm"):
+        # Encoders that use threads write other bytes of the same clip when the machine is busy.
+        found, expected = load_clip(parts), load_clip(whole)
+        assert found.shape == expected.shape
+        assert psnr_db(expected, found) >= SAME_CLIP_PSNR_DB
+    elif ending:
+        assert parts.read_bytes() == whole.read_bytes()
     else:
         for path in sorted(whole.iterdir()):
             assert (parts / path.name).read_bytes() == path.read_bytes()
         assert len(list(parts.iterdir())) == NUM_FRAMES
-
-
-def read_stable_bytes(path: Path) -> bytes:
-    """A file without the random numbers that WebM has to tell files apart."""
-    data = path.read_bytes()
-    if path.suffix != ".webm":
-        return data
-    frames, facts, _ = read_with_pyav(path)
-    return frames.tobytes() + repr((facts, len(data))).encode()
 
 
 @pytest.mark.parametrize("ending", [*FILES, ""])
