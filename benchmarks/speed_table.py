@@ -38,6 +38,7 @@ from mutoscope.runtime.manifest import MANIFEST_NAME
 from mutoscope.runtime.metrics import psnr_db
 from mutoscope.runtime.outputs import new_file
 from mutoscope.runtime.pipeline import VideoPipeline
+from mutoscope.runtime.row_plan import find_first_denoiser
 from training.clips import ClipAttributes
 
 RESULT: Final = Path(__file__).resolve().parent / "results" / "speed.json"
@@ -86,12 +87,13 @@ class Setting:
 
 def list_settings(bundle: Bundle) -> list[Setting]:
     """Return what the bundle can do of the table, in its order."""
-    known = {name for record in bundle.manifest.components.values() for name in record.variants}
     settings = []
     for scheduler, counts in (FEW_STEP, BASE):
         tables = bundle.manifest.schedules.get(scheduler, {})
         for count in (count for count in counts if str(count) in tables):
-            for variant in (variant for variant in VARIANTS if variant in known):
+            denoiser = bundle.load_schedule(scheduler, count).denoiser
+            record = bundle.find_component(denoiser or find_first_denoiser(bundle.manifest))
+            for variant in (variant for variant in VARIANTS if variant in record.variants):
                 is_base = scheduler == BASE[0]
                 settings.append(Setting(scheduler, count, variant, False, is_base))
                 plan = find_plan(bundle, scheduler, count, variant)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -117,7 +116,7 @@ class _TrialBundle(Bundle):
 class PlanTrials:
     """Makes clips of one schedule and of plans for it.
 
-        with PlanTrials(bundle, schedule, samples, EngineOptions(), None) as trials:
+        with closing(PlanTrials(bundle, schedule, samples, EngineOptions(), None)) as trials:
             trials.make_unchanged(0, max_age=4)
             trials.measure(0, plan).psnr_db
 
@@ -153,16 +152,7 @@ class PlanTrials:
                 self._pipeline.replace_engine(name, ForwardingEngine(engine))
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> PlanTrials:
-        """Return the trials themselves."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Free the model."""
         self._stack.close()
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -145,7 +146,8 @@ def tune_bundle(
     name = choose_name(bundle, schedule, options.name, force=options.force)
     check_writable(bundle)
     samples = _make_samples(bundle, schedule, options)
-    with PlanTrials(bundle, schedule, samples, options.engine, options.variant) as trials:
+    opened = PlanTrials(bundle, schedule, samples, options.engine, options.variant)
+    with closing(opened) as trials:
         finder = PlanFinder(trials, options.min_psnr_db, on_progress)
         found = finder.find()
         timing = finder.time_guidance() if options.times_guidance_passes else None

@@ -13,6 +13,7 @@ from mutoscope.calibration.calibrate import (
     calibrate_bundle,
 )
 from mutoscope.calibration.commands.progress_bars import ProgressBars
+from mutoscope.calibration.commands.sample_options import images_option, prompts_option
 from mutoscope.calibration.presets import DEFAULT_PRESET, PRESETS
 from mutoscope.calibration.ranges import METHODS
 from mutoscope.calibration.report import format_report
@@ -27,28 +28,15 @@ _EPILOG = """\b
 Examples:
   mutoscope calibrate bundle
   mutoscope calibrate bundle --prompts prompts.txt --preset quality
-  mutoscope calibrate bundle --components unet --method minmax --min-psnr-db 35
+  mutoscope calibrate bundle --components vae_decoder --method minmax --min-psnr-db 35
   mutoscope generate "a red circle moves left" --bundle bundle --variant int8 -o out.mp4
 """
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("bundle")
-@click.option(
-    "--prompts",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    show_default="the bundle's, or built-in ones",
-    help="A text file with one prompt on each line.",
-)
-@click.option(
-    "--image",
-    "images",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="What clips start from, for a bundle that takes an image. May be given again.",
-)
+@prompts_option
+@images_option
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),

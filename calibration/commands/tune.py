@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mutoscope.calibration.commands.progress_bars import ProgressBars
+from mutoscope.calibration.commands.sample_options import images_option, prompts_option
 from mutoscope.calibration.tuning import TuningOptions, tune_bundle
 from mutoscope.calibration.tuning_report import format_report
 from mutoscope.engines.options import EngineOptions
@@ -60,21 +61,8 @@ Examples:
     show_default=True,
     help="Clips to judge by.",
 )
-@click.option(
-    "--prompts",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    show_default="the bundle's, or built-in ones",
-    help="A text file with one prompt on each line.",
-)
-@click.option(
-    "--image",
-    "images",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="What clips start from, for a bundle that takes an image. May be given again.",
-)
+@prompts_option
+@images_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
 @click.option(
     "--name",

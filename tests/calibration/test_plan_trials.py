@@ -1,4 +1,5 @@
 import shutil
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_latents_that_are_not_finite_are_an_error(bundle):
         schedule = trials.schedule
     sample = CalibrationSample(f"a {BROKEN_WORD}", 3, None, 3.0)
     with (
-        PlanTrials(bundle, schedule, [sample], ONE_THREAD, None) as broken,
+        closing(PlanTrials(bundle, schedule, [sample], ONE_THREAD, None)) as broken,
         pytest.raises(TuningError, match=r"NaN or infinite: .*a square.*seed 3"),
     ):
         broken.make_unchanged(0, MAX_AGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from statistics import median
 
 import pytest
@@ -32,13 +33,13 @@ def make_up_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_trials(bundle, scheduler=TUNED, num_inference_steps=NUM_STEPS):
-    """Trials of a schedule, with two guided samples."""
+    """Trials of a schedule, with two guided samples, for a `with`."""
     schedule = find_schedule(
         bundle, scheduler, num_inference_steps, reuses_features=True, drops_guidance=True
     )
     sampling = SamplingOptions(num_inference_steps, scheduler)
     samples = make_samples(bundle, PROMPTS, [], 2, 0, sampling)
-    return PlanTrials(bundle, schedule, samples, ONE_THREAD, None)
+    return closing(PlanTrials(bundle, schedule, samples, ONE_THREAD, None))
 
 
 def generate(bundle, sample, scheduler, num_inference_steps, variant=None):
