@@ -202,6 +202,8 @@ SessionOptions make_session_options(const Onnxruntime &onnxruntime, const Engine
     };
     check(api.SetSessionLogSeverityLevel(created, ORT_LOGGING_LEVEL_FATAL));
     check(api.DisableMemPattern(created));
+    // Or the threads of one graph wait for work in a loop while the next graph runs.
+    set(kOrtSessionOptionsConfigForceSpinningStop, "1");
     if (engine.num_threads > 0) check(api.SetIntraOpNumThreads(created, engine.num_threads));
     if (engine.low_memory) {
         set(kOrtSessionOptionsConfigDisablePrepacking, "1");
