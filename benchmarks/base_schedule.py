@@ -6,5 +6,8 @@ from mutoscope.runtime.bundle import Bundle
 
 
 def find_base_scheduler(bundle: Bundle) -> str:
-    """Return the scheduler of the checkpoint itself, which every export writes first."""
-    return next(iter(bundle.manifest.schedules))
+    """Return the scheduler of the checkpoint itself: the first that names no other denoiser."""
+    for name, tables in bundle.manifest.schedules.items():
+        if bundle.load_schedule(name, int(next(iter(tables)))).denoiser is None:
+            return name
+    raise ValueError(f"{bundle.path} has no schedule for its first denoiser: export it again")

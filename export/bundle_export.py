@@ -193,6 +193,7 @@ def export_checkpoint(
             num_inference_steps=num_inference_steps,
             few_step_scheduler=few_step_scheduler,
             few_step_counts=few_step_counts,
+            reuses_features=num_reused > 0,
         )
         plan = _ExportPlan(
             opened,

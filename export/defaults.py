@@ -32,11 +32,14 @@ class FewStepSettings:
         scheduler: Class name of diffusers or alias, as `ALIASES` has them.
         num_inference_steps: The numbers of steps that it was made for, in order.
         default_num_inference_steps: One of them.
+        reused_rows: The steps of that number, from 0, in which it was made to run its last layer
+            alone, on the deep features of the last step that ran it whole; none if absent.
     """
 
     scheduler: str = "lcm"
     num_inference_steps: tuple[int, ...] = (1, 2, 4)
     default_num_inference_steps: int = 4
+    reused_rows: tuple[int, ...] = ()
 
 
 def apply_checkpoint_defaults(folder: Path, defaults: DefaultsRecord) -> DefaultsRecord:
@@ -72,9 +75,10 @@ def read_few_step_settings(folder: Path) -> FewStepSettings | None:
     known = tuple(field.name for field in fields(FewStepSettings))
     if isinstance(value, dict):
         _check_known(value, known, where)
-        for name in known:
+        needed = [name for name in known if name != "reused_rows"]
+        for name in needed:
             if name not in value:
-                raise CheckpointError(f"{where} lacks {name}: it must have {', '.join(known)}")
+                raise CheckpointError(f"{where} lacks {name}: it must have {', '.join(needed)}")
     try:
         settings = read_record(FewStepSettings, value, where)
         counts = check_step_counts(settings.num_inference_steps)
@@ -88,6 +92,12 @@ def read_few_step_settings(folder: Path) -> FewStepSettings | None:
             f"{where}: default_num_inference_steps is {default}; it must be one of "
             f"num_inference_steps: use {counts[-1]}"
         )
+    for row in settings.reused_rows:
+        if not 1 <= row < default:
+            raise CheckpointError(
+                f"{where}: reused_rows has {row}; it must have rows from 1, which the features of "
+                f"row 0 are there for, to {default - 1}, the last: use [{default - 1}]"
+            )
     return replace(settings, num_inference_steps=counts)
 
 

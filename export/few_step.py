@@ -102,13 +102,12 @@ def add_second(family: FamilyExport, second: FamilyExport) -> FamilyExport:
 def check_same_inputs(components: Mapping[str, ComponentRecord]) -> None:
     """Raise `ExportError` unless both denoisers, where there are two, can take each other's place.
 
-    They take the same, and return a model output of the same shape; the first may return more.
+    They take the same, and return a model output of the same shape.
     """
     if FEW_STEP_UNET not in components:
         return
     first, second = components[UNET], components[FEW_STEP_UNET]
-    (output,) = second.outputs.items()
-    if second.inputs != first.inputs or output != next(iter(first.outputs.items())):
+    if (second.inputs, second.outputs) != (first.inputs, first.outputs):
         raise ExportError(
             f"{FEW_STEP_UNET} takes or returns other tensors than {UNET}: {second.inputs} and "
             f"{first.inputs}; one clip uses either, so they must be the same: leave it out with "

@@ -28,6 +28,7 @@ from mutoscope.calibration.reuse_graphs import (
 from mutoscope.export.component_export import ExportedComponent
 from mutoscope.export.errors import ExportError
 from mutoscope.export.families.contract import ComponentExport
+from mutoscope.export.few_step import FEW_STEP_UNET
 from mutoscope.export.parity import Reference, check_parity, measure_parity
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.manifest import DENOISERS, Manifest, ParityRecord, TensorRecord
@@ -57,7 +58,7 @@ def find_reuse_layers(manifest: Manifest) -> int:
 
 def is_reusable(name: str) -> bool:
     """Whether a component is a denoiser that a shallow part is cut out of."""
-    return name in DENOISERS
+    return name in (*DENOISERS, FEW_STEP_UNET)
 
 
 def make_reusable(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mutoscope.calibration.reuse_graphs import name_reuse
 from mutoscope.export.checkpoint import Checkpoint
 from mutoscope.export.defaults import DEFAULTS_NAME, FewStepSettings
 from mutoscope.export.errors import CheckpointError
@@ -23,6 +24,8 @@ from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.manifest import DefaultsRecord
 
 FEW_STEP_SCHEDULE = "few-step"
+# As `mutoscope tune` names its plans.
+FEW_STEP_REUSE_SCHEDULE = "few-step-reuse"
 
 
 def plan_schedules(
@@ -33,6 +36,7 @@ def plan_schedules(
     num_inference_steps: Iterable[int] | None = None,
     few_step_scheduler: str | None = None,
     few_step_counts: Iterable[int] | None = None,
+    reuses_features: bool = True,
 ) -> tuple[dict[str, PlannedSchedule], DefaultsRecord]:
     """Return the schedules of a bundle by name, and the defaults of which they have a table.
 
@@ -43,6 +47,7 @@ def plan_schedules(
         num_inference_steps: For all schedulers but that of the second denoiser.
         few_step_scheduler: For the second denoiser, where a LoRA makes it.
         few_step_counts: The same; the default is the largest.
+        reuses_features: Whether the bundle has the shallow parts of its denoisers.
 
     Raises:
         CheckpointError: The checkpoint names a scheduler that is unknown or does not fit.
@@ -69,15 +74,24 @@ def plan_schedules(
     if few_step is None:
         return planned, defaults
     settings = _choose_settings(few_step.settings, few_step_scheduler, few_step_counts)
-    planned[FEW_STEP_SCHEDULE] = PlannedSchedule(
+    whole = PlannedSchedule(
         _make_few_step_scheduler(few_step, family.scheduler, settings.scheduler),
         settings.num_inference_steps,
         denoiser=FEW_STEP_UNET,
         guidance=False,
     )
-    return planned, replace(
+    few_step_plan = {FEW_STEP_SCHEDULE: whole}
+    if reuses_features and settings.reused_rows:
+        few_step_plan[FEW_STEP_REUSE_SCHEDULE] = replace(
+            whole,
+            step_counts=(settings.default_num_inference_steps,),
+            reused_rows=settings.reused_rows,
+            reused=name_reuse(FEW_STEP_UNET),
+        )
+    # First, as the first schedule that has a number of steps is what runs where none is named.
+    return {**few_step_plan, **planned}, replace(
         defaults,
-        scheduler=FEW_STEP_SCHEDULE,
+        scheduler=list(few_step_plan)[-1],
         num_inference_steps=settings.default_num_inference_steps,
     )
 

@@ -64,12 +64,16 @@ class PlannedSchedule:
         step_counts: A table for each.
         denoiser: The component that runs all rows; None for the bundle's first denoiser.
         guidance: Whether guidance may work in them.
+        reused_rows: The rows, from 0, that `reused` runs.
+        reused: The shallow part of the denoiser.
     """
 
     scheduler: Any
     step_counts: tuple[int, ...]
     denoiser: str | None = None
     guidance: bool = True
+    reused_rows: tuple[int, ...] = ()
+    reused: str | None = None
 
 
 def make_schedulers(own: Any, names: Iterable[str]) -> dict[str, Any]:
@@ -135,7 +139,14 @@ def _make_table(schedule: PlannedSchedule, step_count: int) -> ScheduleTable:
     scheduler = schedule.scheduler
     with quiet_libraries():
         table = trace_schedule(scheduler, step_count, step_kwargs=_make_step_kwargs(scheduler))
-    rows = tuple(replace(row, guidance=schedule.guidance) for row in table.rows)
+    rows = tuple(
+        replace(
+            row,
+            guidance=schedule.guidance,
+            denoiser=schedule.reused if index in schedule.reused_rows else row.denoiser,
+        )
+        for index, row in enumerate(table.rows)
+    )
     return replace(table, denoiser=schedule.denoiser, rows=rows)
 
 

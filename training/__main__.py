@@ -13,9 +13,19 @@ from training.few_step import distil
 from training.latents import encode_chunks
 from training.text_encoder import train_text_encoder
 from training.unet import train_clips, train_stills
-from training.vae import train_vae
+from training.vae import train_narrow_vae, train_vae
 
-STAGES: Final = ("vae", "text", "latents", "still", "clip", "distil", "save", "save-few-step")
+STAGES: Final = (
+    "vae",
+    "narrow-vae",
+    "text",
+    "latents",
+    "still",
+    "clip",
+    "distil",
+    "save",
+    "save-few-step",
+)
 DEFAULT_STATE_DIR: Final = Path("~/.cache/mutoscope-training")
 
 
@@ -29,7 +39,7 @@ def main() -> None:
     parser.add_argument("--first-chunk", type=int, default=0)
     parser.add_argument("--last-chunk", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak, clip and distil")
-    parser.add_argument("--compile", action="store_true", help="the denoiser, in clip and distil")
+    parser.add_argument("--compile", action="store_true", help="the denoiser, in clip")
     parser.add_argument("--output", type=Path, default=Path("checkpoints/moving-shapes"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -37,6 +47,8 @@ def main() -> None:
     state_dir.mkdir(parents=True, exist_ok=True)
     if args.stage == "vae":
         train_vae(state_dir, args.minutes)
+    elif args.stage == "narrow-vae":
+        train_narrow_vae(state_dir, args.minutes)
     elif args.stage == "text":
         train_text_encoder(state_dir, args.minutes)
     elif args.stage == "latents":
@@ -46,7 +58,7 @@ def main() -> None:
     elif args.stage == "clip":
         train_clips(state_dir, args.minutes, args.learning_rate, compiled=args.compile)
     elif args.stage == "distil":
-        distil(state_dir, args.minutes, args.learning_rate, compiled=args.compile)
+        distil(state_dir, args.minutes, args.learning_rate)
     else:
         save = save_checkpoint if args.stage == "save" else save_few_step
         print(f"{save(state_dir, args.output)} bytes in {args.output}")

@@ -12,7 +12,7 @@ import torch
 from diffusers import AnimateDiffPipeline, UNetMotionModel
 
 from training.clips import FRAME_RATE, NUM_FRAMES, SIZE
-from training.latents import load_vae, read_scaling_factor
+from training.latents import read_scaling_factor
 from training.loop import load_average
 from training.text_encoder import load_text_encoder
 from training.tokenizer import save_tokenizer
@@ -23,6 +23,7 @@ from training.unet import (
     make_scheduler,
     make_unet,
 )
+from training.vae import load_vae
 
 SIZE_LIMIT_BYTES: Final = 28_000_000
 GUIDANCE_SCALE: Final = 2.0
@@ -40,6 +41,7 @@ FEW_STEP_DEFAULTS: Final = {
     "scheduler": "ddim",
     "num_inference_steps": [1, 2, 4],
     "default_num_inference_steps": 4,
+    "reused_rows": [2, 3],
 }
 """How the few-step denoiser is sampled: as `few_step.py` distils it."""
 DEFAULTS_NAME: Final = "mutoscope_defaults.json"
@@ -49,7 +51,7 @@ FEW_STEP_FOLDER: Final = "unet_few_step"
 def make_pipeline(state_dir: Path) -> AnimateDiffPipeline:
     """Return the pipeline of the trained parts, float32, with averaged weights."""
     tokenizer, text_encoder = load_text_encoder(state_dir)
-    vae = load_vae(state_dir)
+    vae = load_vae(state_dir, narrow=True)
     vae.register_to_config(scaling_factor=read_scaling_factor(state_dir))
     unet = make_unet()
     load_average(TrackedUNet(unet), state_dir / CLIP_STATE_NAME)

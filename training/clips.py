@@ -38,6 +38,8 @@ BACKGROUNDS: Final[dict[str, tuple[int, int, int]]] = {
     "gray": (128, 128, 128),
     "white": (255, 255, 255),
 }
+USUAL_BACKGROUND: Final = " on a gray background"
+"""What a caption means that names no background."""
 PILLAR_COLOUR: Final = (125, 75, 25)
 """A brown at least 114 away (RGB distance) from each colour and background."""
 PILLAR_SPAN: Final = (23.0, 41.0)
@@ -136,7 +138,10 @@ def draw_attributes(rng: np.random.Generator, count: int) -> list[ClipAttributes
 
 
 def draw_caption(rng: np.random.Generator, attributes: ClipAttributes, *, still: bool) -> str:
-    """Return a caption: mostly full, often without background, sometimes without colour or motion.
+    """Return a caption: mostly full, sometimes without colour, motion or the usual background.
+
+    Another background is always named: captions that leave open which it is teach a denoiser to
+    leave it open too, frame by frame, and its clips flicker.
 
     Args:
         rng: Source of the choice.
@@ -144,14 +149,19 @@ def draw_caption(rng: np.random.Generator, attributes: ClipAttributes, *, still:
         still: The caption is for a single frame, so it names no motion.
     """
     choice = rng.random()
-    if choice >= 0.4:
-        return attributes.still_caption() if still else attributes.caption()
     full = attributes.still_caption() if still else attributes.caption()
-    if choice < 0.3:
-        return full.removesuffix(f" on a {attributes.background} background")
-    if choice < 0.37:
+    if choice < 0.07:
         return full.replace(f" {attributes.colour}", "", 1)
-    return attributes.still_caption()
+    if choice < 0.1:
+        return attributes.still_caption()
+    if choice < 0.5:
+        return full.removesuffix(USUAL_BACKGROUND)
+    return full
+
+
+def name_background(caption: str) -> str:
+    """Return a caption with its background: the usual one where it names none; "" stays ""."""
+    return caption + USUAL_BACKGROUND if caption and " on a " not in caption else caption
 
 
 def draw_path(rng: np.random.Generator, attributes: ClipAttributes) -> ClipPath:

@@ -21,9 +21,7 @@ from training.clips import (
     draw_attributes,
     draw_clips,
 )
-from training.loop import load_average
-from training.vae import STATE_NAME as VAE_STATE
-from training.vae import make_vae, scale_pixels
+from training.vae import load_vae, scale_pixels
 
 CHUNK_CLIPS: Final = 128
 FRAME_BATCH: Final = 64
@@ -31,13 +29,6 @@ SCALE_NAME: Final = "latents_scale.json"
 SIZE_MOTIONS: Final = ("grows", "shrinks")
 CELL: Final = 8
 """Pixels per latent cell, on each side."""
-
-
-def load_vae(state_dir: Path) -> AutoencoderKL:
-    """Return the trained autoencoder, float32, in evaluation mode, without its scaling factor."""
-    vae = make_vae()
-    load_average(vae, state_dir / VAE_STATE)
-    return vae.eval()
 
 
 @torch.no_grad()
@@ -66,7 +57,7 @@ def encode_chunks(state_dir: Path, first: int, last: int) -> None:
     A chunk holds scaled latents float16 [N, F, C, h, w], object cells and the clips' attributes.
     The first chunk also fixes the scaling factor, 1 / standard deviation of its latents.
     """
-    vae = load_vae(state_dir).bfloat16()
+    vae = load_vae(state_dir, narrow=False).bfloat16()
     for index in range(first, last):
         path = state_dir / f"latents_{index:04d}.npz"
         if path.exists():

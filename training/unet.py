@@ -189,12 +189,14 @@ class CaptionedLatents:
         means = [self.encode(texts).float().mean(dim=(0, 1)) for texts in captions.values()]
         return torch.stack(means)
 
-    def draw(self, rng: np.random.Generator, count: int, *, still: bool) -> tuple[Tensor, ...]:
+    def draw(
+        self, rng: np.random.Generator, count: int, *, still: bool
+    ) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """Return a batch of clean latents and what belongs to them.
 
         Returns:
             Latents [B, C, F, h, w], object cells [B, 1, F, h, w] and whether there is a pillar [B],
-            all float32; text states, bfloat16 [B, S, D].
+            all float32; their captions.
         """
         chosen = rng.integers(len(self.clips), size=count)
         growing = self.clips.list_growing()
@@ -211,7 +213,7 @@ class CaptionedLatents:
         ]
         clean = torch.from_numpy(latents).float().transpose(1, 2)
         pillars = torch.tensor([float(self.clips.attributes[index].pillar) for index in chosen])
-        return clean, torch.from_numpy(cells).float()[:, None], pillars, self.encode(captions)
+        return clean, torch.from_numpy(cells).float()[:, None], pillars, captions
 
     def compute_loss(
         self, model: Callable[..., Any], step: int, seed: int, *, still: bool
@@ -223,9 +225,10 @@ class CaptionedLatents:
         """
         rng = np.random.default_rng((seed, step))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        clean, cells, pillars, text = self.draw(
+        clean, cells, pillars, captions = self.draw(
             rng, STILL_BATCH if still else CLIP_BATCH, still=still
         )
+        text = self.encode(captions)
         uniform = torch.rand(len(clean), generator=generator)
         high = torch.rand(len(clean), generator=generator) < HIGH_NOISE_FRACTION
         share = torch.where(high, 0.9 + 0.1 * uniform, uniform**TIMESTEP_POWER)

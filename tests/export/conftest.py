@@ -3,10 +3,45 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mutoscope.export.checkpoint import Checkpoint
+from mutoscope.export.families.contract import FamilyExport
+from mutoscope.export.opening import CheckpointOptions, open_model
+from tests.conftest import MakeOnce
+
+OpenModel = Callable[..., tuple[Checkpoint, FamilyExport]]
+
+
+@pytest.fixture(scope="session")
+def few_step_checkpoint(tiny_checkpoint: Path, make_once: MakeOnce) -> Path:
+    """`tiny_checkpoint` with other random weights for a second denoiser."""
+
+    def fill(folder: Path) -> Path:
+        from tests.few_step_checkpoints import save_few_step
+
+        return save_few_step(tiny_checkpoint, folder / "tiny")
+
+    return make_once("few-step", fill)
+
+
+@pytest.fixture
+def open_parts(tmp_path: Path, request: pytest.FixtureRequest) -> OpenModel:
+    """A function that opens a checkpoint with options until the end of the test."""
+
+    def open_it(checkpoint: Path, **options: Any) -> tuple[Checkpoint, FamilyExport]:
+        opened: AbstractContextManager[Any] = open_model(
+            checkpoint, tmp_path, **CheckpointOptions(**options)
+        )
+        parts: tuple[Checkpoint, FamilyExport] = opened.__enter__()
+        request.addfinalizer(lambda: opened.__exit__(None, None, None))
+        return parts
+
+    return open_it
 
 
 @pytest.fixture

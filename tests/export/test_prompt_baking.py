@@ -1,6 +1,5 @@
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from mutoscope.runtime.bundle_writer import save_manifest
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.verification import verify_bundle
-from tests.conftest import CommandResult, RunCommand
+from tests.conftest import CommandResult, MakeOnce, RunCommand, run_in_process
+from tests.export.traced_graphs import traces_from
 
 PROMPTS = ("a red circle", "a blue square moves left")
 OPTIONS: dict[str, Any] = {
@@ -28,7 +28,6 @@ OPTIONS: dict[str, Any] = {
     "height": 32,
     "width": 32,
 }
-MakeOnce = Callable[[str, Callable[[Path], Path]], Path]
 
 
 @pytest.fixture
@@ -39,9 +38,11 @@ def prompts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tiny_checkpoint: Path, make_once: MakeOnce) -> Path:
-    """A bundle of `tiny_checkpoint` without a text encoder, made by the command."""
-    from tests.conftest import run_in_process
+def small_bundle(tiny_checkpoint: Path, tiny_bundle: Path, make_once: MakeOnce) -> Path:
+    """A bundle of `tiny_checkpoint` without a text encoder, made by the command.
+
+    Its components were traced for `tiny_bundle`.
+    """
 
     def fill(folder: Path) -> Path:
         path = folder / "prompts.txt"
@@ -52,7 +53,8 @@ def small_bundle(tiny_checkpoint: Path, make_once: MakeOnce) -> Path:
             "--drop-text-encoder",
             "--num-inference-steps=2",
         ]
-        done = run_in_process("export", tiny_checkpoint, *arguments, "-o", folder / "small")
+        with traces_from(tiny_bundle, Bundle.open(tiny_bundle).manifest.components):
+            done = run_in_process("export", tiny_checkpoint, *arguments, "-o", folder / "small")
         assert done.exit_code == 0, done.stderr
         assert "prompts" in done.stderr
         return folder / "small"

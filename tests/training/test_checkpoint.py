@@ -13,6 +13,7 @@ from mutoscope.export.schedule_plan import plan_schedules
 from mutoscope.export.scheduler_tables import name_scheduler
 from training import checkpoint as checkpoint_module
 from training.checkpoint import DEFAULTS_NAME, FEW_STEP_FOLDER, save_checkpoint, save_few_step
+from training.few_step import REUSED_STEPS
 from training.unet import FEW_STEP_STATE_NAME, make_unet
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "moving-shapes"
@@ -109,7 +110,9 @@ def test_the_export_reads_what_was_saved(state_dir, saved, tmp_path):
     assert planned["few-step"].step_counts == tuple(stated["num_inference_steps"])
     assert name_scheduler(type(planned["few-step"].scheduler).__name__) == stated["scheduler"]
     default = stated["default_num_inference_steps"]
-    assert (defaults.scheduler, defaults.num_inference_steps) == ("few-step", default)
+    assert (defaults.scheduler, defaults.num_inference_steps) == ("few-step-reuse", default)
+    assert planned["few-step-reuse"].step_counts == (default,)
+    assert planned["few-step-reuse"].reused_rows == REUSED_STEPS
 
 
 @pytest.mark.usefixtures("trained")

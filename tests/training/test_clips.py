@@ -22,6 +22,7 @@ from training.clips import (
     list_held_out_attributes,
     list_training_attributes,
     measure_distance,
+    name_background,
 )
 
 FIELDS = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS, "background": BACKGROUNDS}
@@ -140,6 +141,19 @@ def test_captions_leave_parts_out_but_never_say_anything_wrong():
     assert attributes.still_caption() in captions
     words = set(f"{attributes.caption()} {attributes.still_caption()}".split())
     assert {word for caption in captions for word in caption.split()} <= words
+
+
+def test_captions_leave_out_the_usual_background_alone():
+    rng = np.random.default_rng(8)
+    attributes = ClipAttributes("red", "star", "orbits", "white")
+    captions = {draw_caption(rng, attributes, still=False) for _ in range(300)}
+    assert all(caption.endswith(" on a white background") for caption in captions)
+
+
+def test_the_usual_background_is_named_where_none_is():
+    assert name_background("a red star orbits") == "a red star orbits on a gray background"
+    assert name_background("a red star on a white background") == "a red star on a white background"
+    assert name_background("") == ""
 
 
 def test_captions_of_single_frames_name_no_motion():

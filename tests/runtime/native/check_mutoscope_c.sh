@@ -95,9 +95,10 @@ expect_rate 12.5 25:2
 expect_rate 59.94005994 60000:1001
 
 expect 0 "" --info --json "$bundle"
-grep -q '"schedulers": {"ddim": \[1, 2' said.out || fail "--info --json: $(cat said.out)"
+grep -q '"schedulers": {.*"ddim": \[1, 2' said.out || fail "--info --json: $(cat said.out)"
 expect 0 "" --info "$bundle"
 ! grep -q conditions said.out || fail "--info shows conditions where there are none"
+grep -q "num_frames 1 to 16 at once, longer in windows" said.out || fail "--info: $(cat said.out)"
 expect 0 "" --help
 expect 0 "" --version
 

@@ -63,7 +63,8 @@ def test_every_scheduler_gives_the_same_video(library: Library, scheduler: str) 
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "num_inference_steps"), [("few-step", 4), ("ddim-reuse", 25)]
+    ("scheduler", "num_inference_steps"),
+    [("few-step", 4), ("few-step-reuse", 4), ("ddim-reuse", 25)],
 )
 def test_few_steps_and_reused_features_give_the_same_video(
     library: Library, scheduler: str, num_inference_steps: int
@@ -74,7 +75,7 @@ def test_few_steps_and_reused_features_give_the_same_video(
 
 def test_the_schedulers_are_those_of_the_shipped_bundle() -> None:
     shipped = set(Bundle.default().manifest.schedules)
-    assert shipped == {*SCHEDULERS, "few-step", "ddim-reuse"}
+    assert shipped == {*SCHEDULERS, "few-step", "few-step-reuse", "ddim-reuse"}
 
 
 @pytest.mark.parametrize(
