@@ -40,18 +40,27 @@ _MIB: Final = 2**20
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; figures go to stdout."""
-    parser = argparse.ArgumentParser(description="Measure long clips.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_clips")
     parser.add_argument("--bundle", type=Path, help="default: the one that ships")
     parser.add_argument("--num-frames", type=int, default=128)
     parser.add_argument("--num-prompts", type=int, default=8, help="of each kind")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each length")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
+    if min(options.num_prompts, options.rounds) < 1:
+        parser.error("--num-prompts and --rounds must be 1 or more")
+    opened = Bundle.default() if options.bundle is None else Bundle.open(options.bundle)
+    at_once = opened.manifest.limits.num_frames.maximum
+    if at_once is None or options.num_frames <= at_once:
+        parser.error(
+            f"--num-frames is {options.num_frames}; this bundle makes "
+            + ("any number at once" if at_once is None else f"{at_once} at once: use more")
+        )
     record = {
         "machine": describe_machine(),
-        "memory": measure_memory(options.bundle, options.num_frames, options.rounds),
+        "memory": measure_memory(opened, options.num_frames, options.rounds),
         "joins": [
-            measure_joins(options.bundle, kind, options.num_frames, options.num_prompts)
+            measure_joins(opened, kind, options.num_frames, options.num_prompts)
             for kind in ("endless", "ending")
         ],
     }
@@ -59,15 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure_memory(bundle: Path | None, num_frames: int, rounds: int) -> list[dict[str, Any]]:
+def measure_memory(bundle: Bundle, num_frames: int, rounds: int) -> list[dict[str, Any]]:
     """Return the medians of whole processes, for one window and for the long clip."""
-    opened = Bundle.default() if bundle is None else Bundle.open(bundle)
-    lengths = (opened.manifest.defaults.num_frames, num_frames)
+    lengths = (bundle.manifest.defaults.num_frames, num_frames)
     with tempfile.TemporaryDirectory() as folder:
         taken: dict[int, list[ProcessMemory]] = {length: [] for length in lengths}
         for _ in range(rounds):
             for length in lengths:
-                taken[length].append(_generate_apart(opened.path, length, Path(folder)))
+                taken[length].append(_generate_apart(bundle.path, length, Path(folder)))
     return [
         {
             "num_frames": length,
@@ -94,9 +102,7 @@ def _find_median(values: Iterator[int | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def measure_joins(
-    bundle: Path | None, kind: str, num_frames: int, num_prompts: int
-) -> dict[str, Any]:
+def measure_joins(bundle: Bundle, kind: str, num_frames: int, num_prompts: int) -> dict[str, Any]:
     """Return each measure at joins and elsewhere, over clips of prompts of one kind."""
     wanted = [
         attributes
@@ -105,13 +111,13 @@ def measure_joins(
     ]
     wanted = wanted[:: max(1, len(wanted) // num_prompts)][:num_prompts]
     ratios: dict[str, list[JoinRatio]] = {name: [] for name in MEASURES}
-    with VideoPipeline.open(bundle) as pipeline:
+    with VideoPipeline(bundle) as pipeline:
         for seed, attributes in enumerate(wanted):
             video = pipeline.generate(attributes.caption(), seed=seed, num_frames=num_frames)
             assert video.settings is not None  # only a clip of saved latents has none
             length, stride = video.settings.context_length, video.settings.context_stride
-            if length is None or stride is None:
-                raise ValueError(f"{num_frames} frames need no windows: ask for a longer clip")
+            assert length is not None  # a clip that is longer than the bundle makes at once
+            assert stride is not None
             joins = list_window_joins(num_frames, length, stride)
             compared = measure_consistency(video.frames).compare_joins(joins)
             for name, found in ratios.items():

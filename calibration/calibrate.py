@@ -10,24 +10,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from mutoscope.calibration.candidates import CandidateSearch, Graphs, OnProgress
 from mutoscope.calibration.choice import Choice
 from mutoscope.calibration.collection import collect, discard, find_state_folder
 from mutoscope.calibration.errors import CalibrationError
 from mutoscope.calibration.observed_graph import make_observed_graph
 from mutoscope.calibration.observers import ComponentStatistics
-from mutoscope.calibration.preparation import check_writable, load_prompts
+from mutoscope.calibration.preparation import check_writable, explain_plan, load_prompts
 from mutoscope.calibration.presets import DEFAULT_PRESET, PRESETS, Preset
 from mutoscope.calibration.ranges import METHODS
 from mutoscope.calibration.samples import (
     FLOAT,
     CalibrationSample,
     SamplingOptions,
-    SamplingProgress,
     make_samples,
 )
+from mutoscope.calibration.sampling_progress import SamplingProgress
 from mutoscope.calibration.table import CalibrationTable, CollectionRecord, name_table
 from mutoscope.calibration.trajectory import TrajectoryJudge
 from mutoscope.calibration.variant import (
@@ -115,6 +113,7 @@ class CalibrationReport:
     """What a calibration made.
 
     Attributes:
+        scheduler: Of all clips, if it was asked for.
         together: Median and minimum PSNR of the judged clips with all int8 components at once; None
             if there are none.
     """
@@ -124,6 +123,7 @@ class CalibrationReport:
     min_psnr_db: float
     num_samples: int
     num_judged: int
+    scheduler: str | None
     num_inference_steps: int
     components: dict[str, CalibratedComponent]
     together: tuple[float, float] | None
@@ -151,12 +151,7 @@ def calibrate_bundle(
     preset = options.resolve()
     components = _check_components(bundle, options)
     check_writable(bundle)
-    prompts = load_prompts(bundle, options.prompts)
-    other_seed = (options.seed + 1) % (SEED_MAX + 1)
-    samples, judged = (
-        make_samples(bundle, prompts, options.images, count, seed, options.sampling)
-        for count, seed in ((preset.num_samples, options.seed), (preset.num_judged, other_seed))
-    )
+    samples, judged = _make_samples(bundle, options, preset)
     state, threads = find_state_folder(bundle, options.sampling), options.engine.num_threads
     run = _Calibration(bundle, options, components, samples, state, on_progress or _say_nothing)
     with TrajectoryJudge(
@@ -164,7 +159,7 @@ def calibrate_bundle(
     ) as judge:
         ranges = run.find_tables()
         judge.make_reference(run.make_progress("clips in float32"))
-        _check_reference(judge)
+        judge.check_finite()
         searches = run.make_searches(judge, ranges)
         choices = {
             name: search.search(
@@ -175,24 +170,40 @@ def calibrate_bundle(
             )
             for name, search in searches.items()
         }
-        progress = run.make_progress("all together")
-        together = _judge_together(searches, choices, judge, progress)
+        together = _judge_together(searches, choices, judge, run.make_progress("all together"))
         sizes = add_variant(bundle, searches, choices, ranges)
     discard(state)
+    settings = options.sampling.make_settings(bundle)
+    calibrated = {
+        name: CalibratedComponent(choice, *sizes[name], name in ranges and ranges[name].reused)
+        for name, choice in choices.items()
+    }
     return CalibrationReport(
         bundle.path,
         options.preset,
         preset.min_psnr_db,
         preset.num_samples,
         preset.num_judged,
-        options.sampling.resolve(bundle, samples[0]).num_inference_steps,
-        {
-            name: CalibratedComponent(
-                choice, *sizes[name], reused=name in ranges and ranges[name].reused
-            )
-            for name, choice in choices.items()
-        },
+        options.sampling.scheduler and settings.scheduler,
+        settings.num_inference_steps,
+        calibrated,
         together,
+    )
+
+
+def _make_samples(
+    bundle: Bundle, options: CalibrationOptions, preset: Preset
+) -> tuple[tuple[CalibrationSample, ...], tuple[CalibrationSample, ...]]:
+    """What ranges are collected of, and other samples to judge by."""
+    prompts = load_prompts(bundle, options.prompts)
+    other_seed = (options.seed + 1) % (SEED_MAX + 1)
+    return (
+        make_samples(
+            bundle, prompts, options.images, preset.num_samples, options.seed, options.sampling
+        ),
+        make_samples(
+            bundle, prompts, options.images, preset.num_judged, other_seed, options.sampling
+        ),
     )
 
 
@@ -201,7 +212,11 @@ def _say_nothing(_label: str, _done: int, _total: int) -> None:
 
 
 def _check_components(bundle: Bundle, options: CalibrationOptions) -> tuple[str, ...]:
-    """The components to calibrate, in the bundle's order; raises `ParameterError`."""
+    """The components to calibrate, in the bundle's order; raises as `calibrate_bundle`."""
+    settings, table = options.sampling.make_settings(bundle), options.sampling.load_table(bundle)
+    problem = explain_plan(settings.scheduler, table, "calibrate with")
+    if problem is not None:
+        raise CalibrationError(problem)
     denoiser = options.sampling.find_denoiser(bundle)
     for name in options.components:
         whole = bundle.find_component(name).weights_of
@@ -228,25 +243,14 @@ def _check_components(bundle: Bundle, options: CalibrationOptions) -> tuple[str,
 
 
 def _list_schedulers(bundle: Bundle, denoiser: str) -> list[str]:
-    """The schedulers whose usual table runs a denoiser."""
+    """The schedulers whose usual table runs a denoiser, without plans."""
+    sampling = {name: SamplingOptions(scheduler=name) for name in bundle.manifest.schedules}
     return [
         name
-        for name in bundle.manifest.schedules
-        if SamplingOptions(scheduler=name).find_denoiser(bundle) == denoiser
+        for name, options in sampling.items()
+        if options.find_denoiser(bundle) == denoiser
+        and explain_plan(name, options.load_table(bundle), "calibrate with") is None
     ]
-
-
-def _check_reference(judge: TrajectoryJudge) -> None:
-    """Raise `CalibrationError` if nothing can be compared with a clip of the float model."""
-    for index, sample in enumerate(judge.samples):
-        is_finite = np.isfinite(judge.load_clip(index).step_latents)
-        if not is_finite.all():
-            step = 1 + int(np.argmin(is_finite.all(axis=tuple(range(1, is_finite.ndim)))))
-            raise CalibrationError(
-                f"the latents are NaN or infinite after step {step}: a model can only be "
-                "calibrated where it works in float32; try other prompts, or verify the bundle "
-                f"(sample {sample.describe()})"
-            )
 
 
 def _judge_together(

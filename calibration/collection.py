@@ -22,19 +22,17 @@ from mutoscope.calibration.observers import ComponentStatistics
 from mutoscope.calibration.samples import (
     FLOAT,
     CalibrationSample,
-    OnProgress,
     SamplingOptions,
     generate_sample,
     open_float_pipeline,
-    report_step,
 )
+from mutoscope.calibration.sampling_progress import OnProgress, report_step
 from mutoscope.runtime.bundle import Bundle, list_graph_files
 from mutoscope.runtime.cache import find_cache
 from mutoscope.runtime.errors import OutputError
 from mutoscope.runtime.outputs import new_folder
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.sampler import StepInfo
-from mutoscope.runtime.settings import make_settings
 
 # Without a configuration of its own, Python writes warnings to stderr as they are.
 _LOGGER = logging.getLogger(__name__)
@@ -109,10 +107,12 @@ def make_state_key(bundle: Bundle, options: SamplingOptions | None = None) -> st
     Raises:
         ParameterError: An option is not allowed.
     """
-    settings = make_settings(bundle, seed=0, **asdict(options or SamplingOptions()))
+    settings = (options or SamplingOptions()).make_settings(bundle)
     table = bundle.find_schedule(settings.scheduler, settings.num_inference_steps)
     manifest = bundle.manifest
     names = [table, *(record.file for record in manifest.tokenizers.values())]
+    if manifest.prompts is not None:
+        names.append(manifest.prompts)
     for component in manifest.components.values():
         graph = component.variants[component.choose_variant(FLOAT)]
         names += list_graph_files(manifest, component, graph)

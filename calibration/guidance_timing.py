@@ -14,8 +14,9 @@ from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.guidance import GuidancePasses, make_batch
 from mutoscope.runtime.manifest import ComponentRecord
 
-# By how much a batch must be faster, since it takes more memory and timings vary.
-WORTHWHILE = 1.05
+# By how much a batch must be faster, since timings vary, and how much more memory the process may
+# have for it: both passes at once are to pay on machines with little of it too.
+WORTHWHILE, MOST_MEMORY = 1.05, 1.25
 _NUM_ROUNDS = 5
 
 
@@ -26,19 +27,39 @@ class GuidanceTiming:
     Attributes:
         seconds_separate: Of two passes, one after the other.
         seconds_batched: Of one batch.
-        extra_bytes: By how much the batch raised the memory of the process; None where that is not
-            measured.
+        peak_separate_bytes: The most memory of the process in two passes; None where that is not
+            measured, as for `peak_batched_bytes`.
+        peak_batched_bytes: The most in one batch.
     """
 
     seconds_separate: float
     seconds_batched: float
-    extra_bytes: int | None
+    peak_separate_bytes: int | None = None
+    peak_batched_bytes: int | None = None
 
     @property
-    def faster(self) -> GuidancePasses:
-        """The way to take: "batched" if it is faster by more than 5 %."""
-        is_faster = self.seconds_separate > WORTHWHILE * self.seconds_batched
-        return "batched" if is_faster else "separate"
+    def extra_bytes(self) -> int | None:
+        """By how much the batch raised the memory; None where that is not measured."""
+        if self.peak_separate_bytes is None or self.peak_batched_bytes is None:
+            return None
+        return max(0, self.peak_batched_bytes - self.peak_separate_bytes)
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the batch is faster by more than 5 %."""
+        return self.seconds_separate > WORTHWHILE * self.seconds_batched
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the batch raised the memory by more than a quarter."""
+        if self.peak_separate_bytes is None or self.peak_batched_bytes is None:
+            return False
+        return self.peak_batched_bytes > MOST_MEMORY * self.peak_separate_bytes
+
+    @property
+    def better(self) -> GuidancePasses:
+        """The way to take: "batched" if it is faster and not large."""
+        return "batched" if self.is_faster and not self.is_large else "separate"
 
 
 def time_guidance_passes(
@@ -76,9 +97,7 @@ def time_guidance_passes(
                 engine.run(run)
             seconds[way].append(time.perf_counter() - started)
     on_round(_NUM_ROUNDS, _NUM_ROUNDS)
-    separate, batched = peaks
-    extra = None if separate is None or batched is None else max(0, batched - separate)
-    return GuidanceTiming(median(seconds["separate"]), median(seconds["batched"]), extra)
+    return GuidanceTiming(median(seconds["separate"]), median(seconds["batched"]), *peaks)
 
 
 def _measure_peak(engine: Engine, runs: list[Tensors]) -> int | None:

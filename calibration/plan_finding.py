@@ -35,13 +35,21 @@ class FoundPlan:
 
     Attributes:
         plan: It.
-        psnrs: Of the frames of each sample against the unchanged schedule.
+        psnrs: Of the frames of each sample against the unchanged schedule, with `guidance_passes`.
+        guidance_timing: How long both ways of guidance take; None where that was not measured.
+        guidance_passes: How rows with guidance are to run.
+        seconds_before: Of a whole clip of the unchanged schedule, median.
+        seconds_after: Of one of the plan, in turn with those.
         seconds_denoiser: Of a pass of the denoiser, median.
         seconds_shallow: Of a pass of what reuses features; 0 where there is none.
     """
 
     plan: Plan
     psnrs: tuple[float, ...]
+    guidance_timing: GuidanceTiming | None
+    guidance_passes: GuidancePasses
+    seconds_before: float
+    seconds_after: float
     seconds_denoiser: float
     seconds_shallow: float
 
@@ -64,14 +72,59 @@ class PlanFinder:
         # Of each plan that was tried, the PSNR of each sample.
         self._psnrs: dict[Plan, tuple[float, ...]] = {}
 
-    def find(self) -> FoundPlan:
+    def find(
+        self, guidance_passes: GuidancePasses, *, times_guidance_passes: bool = False
+    ) -> FoundPlan:
         """Return the cheapest plan that holds, as far as it was found.
+
+        Args:
+            guidance_passes: How rows with guidance run now.
+            times_guidance_passes: Whether to measure how they are to run, where there are two ways.
 
         Raises:
             CancelledError: on_progress asked to stop.
             EngineError: A graph cannot be run.
             TuningError: There is none that changes anything, or the latents are not finite.
         """
+        self._make_clips()
+        timing = self._time_guidance() if times_guidance_passes else None
+        plan = self._search()
+        wanted = guidance_passes if timing is None else timing.better
+        psnrs = self._psnrs[plan] if wanted == "separate" else self._judge(plan, wanted)
+        if median(psnrs) < self._min_psnr_db:
+            if timing is None:
+                raise TuningError(
+                    f"a plan for {self._trials.schedule.scheduler} has {median(psnrs):.1f} dB with "
+                    f"guidance_passes {wanted!r}, which is this bundle's default, and "
+                    f"{median(self._psnrs[plan]):.1f} dB without: leave --no-guidance-passes out"
+                )
+            wanted, psnrs = "separate", self._psnrs[plan]
+        before, after = self._time_clips(plan, wanted)
+        records = [clip.rows for clip in self._trials.unchanged.values()]
+        return FoundPlan(plan, psnrs, timing, wanted, before, after, *measure_passes(records))
+
+    def _make_clips(self) -> None:
+        """Make the clips of the schedule as it is."""
+        count = len(self._trials.samples)
+        for index in range(count):
+            on_row = self._follow(f"clips of {self._trials.schedule.scheduler}", index, count)
+            self._trials.make_unchanged(index, MAX_AGE, on_row)
+
+    def _time_guidance(self) -> GuidanceTiming | None:
+        """How long both ways of guidance take; None if there is but one."""
+
+        def on_round(done: int, total: int) -> None:
+            if self._tell("timing guidance", done, total) is False:
+                raise CancelledError("cancelled while guidance was timed")
+
+        name = self._trials.schedule.denoiser
+        feeds = next(iter(self._trials.unchanged.values())).rows.feeds
+        return time_guidance_passes(
+            self._trials.engines[name], self._trials.find_record(name), feeds, on_round
+        )
+
+    def _search(self) -> Plan:
+        """The cheapest plan that holds with separate passes, whose errors are known."""
         schedule = self._trials.schedule
         costs = self._measure_costs()
         frontier = costs.list_frontier()
@@ -90,54 +143,37 @@ class PlanFinder:
                 f"no row of {schedule.scheduler} can be changed at {self._min_psnr_db:g} dB"
                 f"{tried}: ask for less with --min-psnr-db"
             )
-        records = [clip.rows for clip in self._trials.unchanged.values()]
-        return FoundPlan(plan, self._psnrs[plan], *measure_passes(records))
+        return plan
 
-    def time_guidance(self) -> GuidanceTiming | None:
-        """Return how long both ways of guidance take; None if there is but one.
-
-        Raises:
-            CancelledError: on_progress asked to stop.
-            EngineError: The denoiser does not run.
-        """
-
-        def on_round(done: int, total: int) -> None:
-            if self._tell("timing guidance", done, total) is False:
-                raise CancelledError("cancelled while guidance was timed")
-
-        name = self._trials.schedule.denoiser
-        feeds = next(iter(self._trials.unchanged.values())).rows.feeds
-        return time_guidance_passes(
-            self._trials.engines[name], self._trials.find_record(name), feeds, on_round
+    def _judge(self, plan: Plan, guidance_passes: GuidancePasses) -> tuple[float, ...]:
+        """The PSNR of each sample as a generation with this default makes it."""
+        count, label = len(self._trials.samples), f"the plan in {guidance_passes} passes"
+        return tuple(
+            self._trials.make_whole_clip(
+                index, plan, guidance_passes, self._follow(label, index, count)
+            ).psnr_db
+            for index in range(count)
         )
 
-    def time_clips(self, plan: Plan, guidance_passes: GuidancePasses | None) -> tuple[float, float]:
-        """Return the seconds of a whole clip before and after, medians of clips in turn; raises.
-
-        Args:
-            plan: The plan.
-            guidance_passes: How both run; None takes the bundle's default.
-        """
+    def _time_clips(self, plan: Plan, guidance_passes: GuidancePasses) -> tuple[float, float]:
+        """The seconds of a whole clip before and after, medians of clips in turn."""
         plans = (self._trials.schedule.unchanged, plan)
         seconds: list[list[float]] = [[] for _ in plans]
         for count in range(NUM_TIMED * len(plans)):
             index = count % len(plans)
             on_row = self._follow("timing clips", count, NUM_TIMED * len(plans))
-            spent = self._trials.measure_seconds(0, plans[index], guidance_passes, on_row)
-            seconds[index].append(spent)
+            clip = self._trials.make_whole_clip(0, plans[index], guidance_passes, on_row)
+            seconds[index].append(clip.seconds)
         before, after = map(median, seconds)
         return before, after
 
     def _measure_costs(self) -> PlanCosts:
-        """Make the clips of the schedule as it is, and change a few rows alone."""
-        schedule, samples = self._trials.schedule, range(len(self._trials.samples))
-        for index in samples:
-            on_row = self._follow(f"clips of {schedule.scheduler}", index, len(samples))
-            self._trials.make_unchanged(index, MAX_AGE, on_row)
+        """What the search is told, after a few rows were changed alone."""
+        schedule, num_samples = self._trials.schedule, len(self._trials.samples)
         weights = RowWeights(schedule.table)
         last, most = schedule.num_rows - 1, min(NUM_PROBES, schedule.num_rows)
         for count in range(most):
-            row, index = round(count * last / max(most - 1, 1)), count % len(samples)
+            row, index = round(count * last / max(most - 1, 1)), count % num_samples
             errors = self._trials.unchanged[index].rows.errors[row]
             probe = choose_probe(errors, schedule, row)
             if probe is not None:

@@ -102,6 +102,20 @@ class ClipDistance:
 
 
 @dataclass(frozen=True)
+class WholeClip:
+    """A clip of a plan, of which no row was replayed.
+
+    Attributes:
+        seconds: From the prompt to the frames. What the text encoder made of the prompt is kept
+            from the clips before.
+        psnr_db: Of the frames, against those of the unchanged clip.
+    """
+
+    seconds: float
+    psnr_db: float
+
+
+@dataclass(frozen=True)
 class _TrialBundle(Bundle):
     """A bundle in which a table may be another one: that which is being tried."""
 
@@ -220,20 +234,32 @@ class PlanTrials:
         error = np.linalg.norm(_read_latents(video).astype(np.float64) - unchanged.latents)
         return ClipDistance(psnr_db(unchanged.frames, video.frames), float(error))
 
-    def measure_seconds(
+    def make_whole_clip(
         self,
         index: int,
         plan: Plan,
-        guidance_passes: GuidancePasses | None,
+        guidance_passes: GuidancePasses,
         on_row: OnRow | None = None,
-    ) -> float:
-        """Return the seconds of a whole clip of a plan, from the prompt to the frames."""
+    ) -> WholeClip:
+        """Make the clip of a plan as a generation makes it, after make_unchanged.
+
+        Args:
+            index: Of the sample.
+            plan: For the rows of the schedule.
+            guidance_passes: How rows with guidance run.
+            on_row: Called after each row.
+
+        Raises:
+            CancelledError: on_row asked to stop.
+            EngineError: A graph cannot be run.
+        """
         self._pipeline.replace_engine(self.schedule.denoiser, ForwardingEngine(self._denoiser))
         table, sample = self.schedule.apply(plan), self.samples[index]
         started = time.perf_counter()
-        self._generate(sample, table, guidance_passes=guidance_passes, on_step=on_row)
+        video = self._generate(sample, table, guidance_passes=guidance_passes, on_step=on_row)
+        seconds = time.perf_counter() - started
         self.num_clips += 1
-        return time.perf_counter() - started
+        return WholeClip(seconds, psnr_db(self.unchanged[index].frames, video.frames))
 
     def make_settings(self, sample: CalibrationSample) -> Settings:
         """Return the settings of a sample's clips."""
@@ -264,7 +290,7 @@ class PlanTrials:
         sample: CalibrationSample,
         table: ScheduleTable,
         *,
-        guidance_passes: GuidancePasses | None = "separate",
+        guidance_passes: GuidancePasses = "separate",
         on_step: OnStep | None = None,
     ) -> Video:
         path = self._bundle.find_schedule(self.schedule.scheduler, table.num_inference_steps)

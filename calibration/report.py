@@ -25,7 +25,14 @@ def format_report(report: CalibrationReport) -> Iterator[str]:
         return
     median, minimum = report.together
     yield f"all together: {median:.1f} dB (median), {minimum:.1f} dB (worst clip)"
-    yield f'run it: mutoscope generate "..." --bundle {report.bundle} --variant int8 -o out.mp4'
+    schedule = ""
+    if report.scheduler is not None:
+        schedule = f"--scheduler {report.scheduler} "
+        schedule += f"--num-inference-steps {report.num_inference_steps} "
+    yield (
+        f'run it: mutoscope generate "..." --bundle {report.bundle} {schedule}--variant int8 '
+        "-o out.mp4"
+    )
 
 
 def _format_component(name: str, component: CalibratedComponent) -> Iterator[str]:

@@ -66,8 +66,8 @@ def cut_reuse_graph(source: Path, target: Path) -> CutGraph:
     feature = next((value for value in graph.outputs if value.name == DEEP_FEATURE), None)
     if feature is None:
         raise CalibrationError(
-            f"{where} does not return {DEEP_FEATURE}: export the checkpoint again without "
-            "--reuse-layers 0"
+            f"{where} does not return {DEEP_FEATURE}: export the checkpoint again with "
+            "--reuse-layers 1"
         )
     names = [str(name) for name in graph.initializers]
     taken, is_converted = _find_taken(feature, where)

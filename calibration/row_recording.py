@@ -61,7 +61,8 @@ class RowRecord:
             (L2) with features of another age, without guidance and with what guidance it has;
             infinite where that cannot be, or changes nothing.
         features: What the whole denoiser returned beside its model output, in the last pass.
-        feeds: What it got in each pass of the last row.
+        feeds: What it got in each pass of the last row, in the arrays of the caller, which every
+            row shares.
         seconds_whole: Of each pass of the whole denoiser.
         seconds_shallow: Of each pass of the shallow one.
     """
@@ -139,7 +140,7 @@ class RecordingDenoiser(ForwardingEngine):
             self._made[0].append(made)
             self.record.features = made
         self._passes.append(tried)
-        self._feeds.append({key: array.copy() for key, array in feeds.items()})
+        self._feeds.append(dict(feeds))
         return {key: array for key, array in returned.items() if wanted is None or key in wanted}
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from mutoscope.calibration.errors import CalibrationError
+from mutoscope.calibration.sampled_schedule import find_whole_scheduler
+from mutoscope.runtime.baked_prompts import BakedPrompts, load_baked_prompts
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import ParameterError
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.row_plan import plan_rows
-from mutoscope.runtime.sampler import OnStep, StepInfo
+from mutoscope.runtime.sampler import OnStep
 from mutoscope.runtime.schedule import ScheduleTable
 from mutoscope.runtime.settings import SEED_MAX, Settings, make_settings
 from mutoscope.runtime.tokenizer import TextTokenizer
@@ -71,7 +73,9 @@ class SamplingOptions:
 
     Attributes:
         num_inference_steps: A number of steps that the bundle has a table for; all are sampled.
-        scheduler: A scheduler of the bundle.
+            None takes what a generation with this scheduler takes.
+        scheduler: A scheduler of the bundle. Where rows of the default one reuse features, None
+            takes the first that runs the same denoiser whole in all rows.
         num_frames: Frames.
         height: Pixels.
         width: Pixels.
@@ -83,10 +87,20 @@ class SamplingOptions:
     height: int | None = None
     width: int | None = None
 
+    def make_arguments(self, bundle: Bundle) -> dict[str, Any]:
+        """Return these options as arguments of a generation; raises `ParameterError`."""
+        scheduler = self.scheduler or find_whole_scheduler(bundle, self.num_inference_steps)
+        return {**asdict(self), "scheduler": scheduler}
+
+    def make_settings(self, bundle: Bundle) -> Settings:
+        """Return the settings that all samples have; raises `ParameterError`."""
+        return make_settings(bundle, seed=0, **self.make_arguments(bundle))
+
     def resolve(self, bundle: Bundle, sample: CalibrationSample) -> Settings:
         """Return the settings of a sample; raises `ParameterError`."""
+        arguments = self.make_arguments(bundle)
         return make_settings(
-            bundle, seed=sample.seed, guidance_scale=sample.guidance_scale, **asdict(self)
+            bundle, seed=sample.seed, guidance_scale=sample.guidance_scale, **arguments
         )
 
     def load_table(self, bundle: Bundle) -> ScheduleTable:
@@ -97,54 +111,13 @@ class SamplingOptions:
             ParameterError: An option is not allowed.
             ScheduleError: It is not a valid table.
         """
-        settings = make_settings(bundle, seed=0, **asdict(self))
+        settings = self.make_settings(bundle)
         return bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
 
     def find_denoiser(self, bundle: Bundle) -> str:
         """Return what denoises the samples, where rows name no other; raises as `load_table`."""
         plan = plan_rows(bundle.manifest, self.load_table(bundle))
         return plan.default if plan.default in plan.uses else next(iter(plan.uses))
-
-
-@dataclass(frozen=True)
-class SamplingProgress:
-    """Where sampling is.
-
-    Attributes:
-        sample: The sample that is being made, from 1.
-        num_samples: How many there are.
-        step: How many steps of it are done.
-        num_steps: How many steps each sample takes.
-    """
-
-    sample: int
-    num_samples: int
-    step: int
-    num_steps: int
-
-    @property
-    def done(self) -> int:
-        """The steps that are done, of all samples."""
-        return (self.sample - 1) * self.num_steps + self.step
-
-    @property
-    def total(self) -> int:
-        """The steps of all samples."""
-        return self.num_samples * self.num_steps
-
-
-OnProgress: TypeAlias = Callable[[SamplingProgress], "bool | None"]
-
-
-def report_step(
-    info: StepInfo, index: int, num_samples: int, on_progress: OnProgress | None
-) -> bool | None:
-    """Tell of a step of the sample at this index; return what was answered."""
-    if on_progress is None:
-        return None
-    return on_progress(
-        SamplingProgress(index + 1, num_samples, info.step_index + 1, info.num_steps)
-    )
 
 
 def find_float_graph(bundle: Bundle, component_name: str) -> str:
@@ -191,11 +164,13 @@ def generate_sample(
         seed=sample.seed,
         guidance_scale=sample.guidance_scale,
         on_step=on_step,
-        **asdict(options),
+        **options.make_arguments(pipeline.bundle),
     )
 
 
-def read_prompts(path: Path, tokenizers: Sequence[TextTokenizer]) -> list[str]:
+def read_prompts(
+    path: Path, tokenizers: Sequence[TextTokenizer], baked: BakedPrompts | None = None
+) -> list[str]:
     """Return the prompts of a text file, one on each line.
 
     Empty lines and lines that begin with # are passed over.
@@ -203,6 +178,7 @@ def read_prompts(path: Path, tokenizers: Sequence[TextTokenizer]) -> list[str]:
     Args:
         path: The file, UTF-8.
         tokenizers: Those that the prompts must fit, as `load_tokenizers` returns them.
+        baked: What the prompts must be of, where there are no tokenizers.
 
     Raises:
         CalibrationError: The file cannot be read, has no prompt, or has one that cannot be used.
@@ -215,7 +191,7 @@ def read_prompts(path: Path, tokenizers: Sequence[TextTokenizer]) -> list[str]:
             lines[where] = prompt
     if not lines:
         raise CalibrationError(f"{path} has no prompts: write one on each line")
-    _check_lengths(lines, tokenizers)
+    _check_prompts(lines, tokenizers, baked)
     return list(lines.values())
 
 
@@ -228,13 +204,18 @@ def load_tokenizers(bundle: Bundle) -> list[TextTokenizer]:
 def load_default_prompts(bundle: Bundle) -> list[str]:
     """Return the prompts to sample where the user names none: the bundle's own, or the built-in.
 
+    A bundle without text encoders has its baked ones, and no other: the default negative prompt is
+    left out, unless there is nothing else.
+
     Raises:
-        BundleError: The bundle's file of prompts is damaged.
+        BundleError: A file of the bundle's prompts is damaged.
         CalibrationError: The built-in prompts do not fit the bundle.
     """
     tokenizers = load_tokenizers(bundle)
     if not tokenizers:
-        return []
+        baked = load_baked_prompts(bundle)
+        texts = [] if baked is None else list(baked.texts)
+        return [text for text in texts if text != bundle.manifest.defaults.negative_prompt] or texts
     if PROMPTS_PATH in bundle.manifest.files:
         return read_prompts(bundle.load_file(PROMPTS_PATH), tokenizers)
     try:
@@ -270,7 +251,7 @@ def make_samples(
         sampling: How the samples will be made; None takes the bundle's defaults.
 
     Raises:
-        BundleError: A tokenizer or the schedule table is damaged.
+        BundleError: A tokenizer, the baked prompts or the schedule table are damaged.
         CalibrationError: There are prompts or images where none are taken, or the reverse, one of
             them cannot be used, or a number is out of range.
         ParameterError: An option of the sampling is not allowed.
@@ -326,19 +307,31 @@ def _check_characters(where: str, prompt: str) -> None:
             )
 
 
-def _check_lengths(prompts: Mapping[str, str], tokenizers: Sequence[TextTokenizer]) -> None:
-    """Raise `CalibrationError` unless all text encoders can take the prompts, which have names."""
+def _check_prompts(
+    prompts: Mapping[str, str], tokenizers: Sequence[TextTokenizer], baked: BakedPrompts | None
+) -> None:
+    """Raise `CalibrationError` unless a bundle with these can take the prompts, which have names.
+
+    What is baked counts where no text can be encoded.
+    """
     for name, prompt in prompts.items():
-        for tokenizer in tokenizers:
-            try:
+        try:
+            for tokenizer in tokenizers:
                 tokenizer.encode(name, prompt)
-            except ParameterError as err:
-                raise CalibrationError(str(err)) from err
+            if not tokenizers and baked is not None:
+                baked.check(prompt)
+        except ParameterError as err:
+            message = str(err) if tokenizers else f"{name}: {err}"
+            raise CalibrationError(message) from err
 
 
 def _check_inputs(bundle: Bundle, prompts: Sequence[str], images: Sequence[Path]) -> None:
     """Raise `CalibrationError` unless the bundle takes such prompts and images."""
-    takes_prompts, takes_images = bool(bundle.manifest.tokenizers), bool(bundle.manifest.images)
+    tokenizers, baked = load_tokenizers(bundle), load_baked_prompts(bundle)
+    takes_prompts, takes_images = (
+        bool(tokenizers) or baked is not None,
+        bool(bundle.manifest.images),
+    )
     if prompts and not takes_prompts:
         raise CalibrationError(
             "prompts are given, but this bundle makes videos of an image alone: leave --prompts out"
@@ -346,7 +339,7 @@ def _check_inputs(bundle: Bundle, prompts: Sequence[str], images: Sequence[Path]
     if takes_prompts and not prompts:
         raise CalibrationError("there are no prompts; this bundle makes videos of them: give one")
     named = {f"prompts[{index}]": prompt for index, prompt in enumerate(prompts)}
-    _check_lengths(named, load_tokenizers(bundle))
+    _check_prompts(named, tokenizers, baked)
     if images and not takes_images:
         raise CalibrationError(
             "images are given, but this bundle makes videos of a prompt alone: leave --image out"

@@ -32,12 +32,11 @@ from mutoscope.calibration.reference_clips import (
 from mutoscope.calibration.samples import (
     FLOAT,
     CalibrationSample,
-    OnProgress,
     SamplingOptions,
     generate_sample,
     open_float_pipeline,
-    report_step,
 )
+from mutoscope.calibration.sampling_progress import OnProgress, report_step
 from mutoscope.engines.engine import Engine
 from mutoscope.engines.forwarding_engine import ForwardingEngine
 from mutoscope.engines.opening import open_engine
@@ -192,6 +191,18 @@ class TrajectoryJudge:
                 for index in missing:
                     clip = self._make_clip(index, recorder, on_progress)
                     self._clips.keep(self._identify(index), clip)
+
+    def check_finite(self) -> None:
+        """Raise `CalibrationError` if nothing can be compared with a clip of the float model."""
+        for index, sample in enumerate(self.samples):
+            is_finite = np.isfinite(self.load_clip(index).step_latents)
+            if not is_finite.all():
+                step = 1 + int(np.argmin(is_finite.all(axis=tuple(range(1, is_finite.ndim)))))
+                raise CalibrationError(
+                    f"the latents are NaN or infinite after step {step}: a model can only be "
+                    "calibrated where it works in float32; try other prompts, or verify the "
+                    f"bundle (sample {sample.describe()})"
+                )
 
     def load_clip(self, index: int) -> ReferenceClip:
         """Return what the float model made of a sample, after make_reference."""

@@ -9,7 +9,8 @@ from typing import Any
 from mutoscope.calibration.errors import TuningError
 from mutoscope.calibration.plan_search import Plan
 from mutoscope.calibration.plan_trials import TunedSchedule
-from mutoscope.runtime.bundle import Bundle
+from mutoscope.calibration.preparation import PLAN, explain_plan
+from mutoscope.runtime.bundle import Bundle, shorten_scheduler
 from mutoscope.runtime.bundle_writer import edit_bundle, make_file_record, save_manifest
 from mutoscope.runtime.errors import OutputError, ParameterError
 from mutoscope.runtime.manifest import Manifest
@@ -17,9 +18,7 @@ from mutoscope.runtime.row_plan import find_first_denoiser
 from mutoscope.runtime.schedule import ScheduleTable
 from mutoscope.runtime.schedule_choice import USUAL_NUM_INFERENCE_STEPS, choose_schedule
 
-# Of a table's provenance: what a plan is and how it was found.
-PLAN = "plan"
-_PLAIN_VARIANT = "float32"
+_PLAIN_VARIANT, _INT8 = "float32", "int8"
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 
 
@@ -50,10 +49,11 @@ def find_schedule(
         num_inference_steps = USUAL_NUM_INFERENCE_STEPS
     name, steps = choose_schedule(bundle, scheduler, num_inference_steps)
     table, manifest = bundle.load_schedule(name, steps), bundle.manifest
-    _check_untuned(name, table)
+    problem = explain_plan(name, table, "tune")
+    if problem is not None:
+        raise TuningError(problem)
     denoiser = table.denoiser or find_first_denoiser(manifest)
-    shallow = _find_shallow(manifest, denoiser)
-    is_guided = manifest.guidance and table.takes_guidance and manifest.defaults.guidance_scale > 1
+    shallow, is_guided = _find_shallow(manifest, denoiser), _is_guided(manifest, table)
     schedule = TunedSchedule(
         name,
         table,
@@ -78,6 +78,31 @@ def find_schedule(
     return schedule
 
 
+def check_variant(bundle: Bundle, schedule: TunedSchedule, variant: str | None) -> None:
+    """Raise `ParameterError` if a schedule's denoisers lack a variant that others have.
+
+    Args:
+        bundle: The bundle.
+        schedule: The schedule.
+        variant: None for the default one.
+    """
+    components = bundle.manifest.components
+    if variant is None or not any(variant in record.variants for record in components.values()):
+        return  # what opens the graphs says which variants there are
+    for name in (schedule.denoiser, schedule.shallow):
+        if name is not None and variant not in components[name].variants:
+            others = ", ".join(components[name].variants)
+            way_out = f"use {components[name].default_variant}"
+            if variant == _INT8:
+                way_out = (
+                    f"calibrate it first: mutoscope calibrate {bundle.path} --components "
+                    f"{schedule.denoiser} --scheduler {schedule.scheduler}"
+                )
+            raise ParameterError(
+                f"variant is {variant!r}, which {name} does not have (it has {others}): {way_out}"
+            )
+
+
 def choose_name(bundle: Bundle, schedule: TunedSchedule, name: str | None, *, force: bool) -> str:
     """Return what a plan is called, checked.
 
@@ -90,7 +115,7 @@ def choose_name(bundle: Bundle, schedule: TunedSchedule, name: str | None, *, fo
     Raises:
         BundleError: A table is damaged.
         OutputError: There is one.
-        ParameterError: It is no name, or that of a schedule which is no plan.
+        ParameterError: It is no name, that of a schedule which is no plan, or too like another.
     """
     usual = f"{schedule.scheduler}-{'reuse' if schedule.shallow else 'interval'}"
     name = usual if name is None else name
@@ -102,7 +127,14 @@ def choose_name(bundle: Bundle, schedule: TunedSchedule, name: str | None, *, fo
     for count in tables:
         if PLAN not in bundle.load_schedule(name, int(count)).provenance:
             raise ParameterError(
-                f"name is {name!r}, which is a scheduler of this bundle and no plan: use {usual}"
+                f"name is {name!r}, which is a scheduler of this bundle and no plan: choose "
+                "another --name"
+            )
+    for other in bundle.manifest.schedules:
+        if other != name and shorten_scheduler(other) == shorten_scheduler(name):
+            raise ParameterError(
+                f"name is {name!r}, which is too like {other!r}, a scheduler of this bundle: "
+                "choose another --name"
             )
     steps = schedule.table.num_inference_steps
     if str(steps) in tables and not force:
@@ -157,23 +189,16 @@ def add_plan(
         save_manifest(changed, folder)
 
 
-def _check_untuned(name: str, table: ScheduleTable) -> None:
-    """Raise `TuningError` for a table whose rows were chosen already."""
-    is_mixed = table.takes_guidance and not all(row.guidance for row in table.rows)
-    if table.graph_sha256 is None and not is_mixed and not any(row.denoiser for row in table.rows):
-        return
-    base = table.provenance.get(PLAN, {}).get("scheduler")
-    raise TuningError(
-        f"{name} with {table.num_inference_steps} steps is a plan already: tune the schedule that "
-        f"it was made of" + (f": use --scheduler {base}" if base else "")
-    )
+def _is_guided(manifest: Manifest, table: ScheduleTable) -> bool:
+    return manifest.guidance and table.takes_guidance and manifest.defaults.guidance_scale > 1
 
 
 def _find_shallow(manifest: Manifest, denoiser: str) -> str | None:
-    """The component that takes what a denoiser returns beside its model output, if there is one."""
+    """The part of a denoiser that takes what it returns beside its model output, if any."""
     made = set(list(manifest.components[denoiser].outputs)[1:])
     for name, record in manifest.components.items():
-        if made & {tensor.source for tensor in record.inputs.values()}:
+        sources = {tensor.source for tensor in record.inputs.values()}
+        if record.weights_of == denoiser and made & sources:
             return name
     return None
 
@@ -181,9 +206,10 @@ def _find_shallow(manifest: Manifest, denoiser: str) -> str | None:
 def _find_way_out(bundle: Bundle, name: str) -> str:
     """What helps where a schedule has neither features to reuse nor guidance to drop."""
     manifest = bundle.manifest
-    for other in manifest.schedules if manifest.guidance else ():
-        steps = max(map(int, manifest.schedules[other]))
-        table = bundle.load_schedule(other, steps)
-        if other != name and table.takes_guidance and table.graph_sha256 is None:
+    for other, tables in manifest.schedules.items():
+        table = bundle.load_schedule(other, max(map(int, tables)))
+        denoiser = table.denoiser or find_first_denoiser(manifest)
+        is_tunable = _is_guided(manifest, table) or _find_shallow(manifest, denoiser) is not None
+        if other != name and is_tunable and explain_plan(other, table, "tune") is None:
             return f"use --scheduler {other}"
-    return "export the checkpoint again without --reuse-layers 0"
+    return "export the checkpoint again with --reuse-layers 1"

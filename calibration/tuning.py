@@ -17,14 +17,20 @@ from statistics import median
 from typing import Any
 
 from mutoscope.calibration.guidance_timing import GuidanceTiming
-from mutoscope.calibration.plan_finding import OnProgress, PlanFinder
+from mutoscope.calibration.plan_finding import FoundPlan, OnProgress, PlanFinder
 from mutoscope.calibration.plan_trials import PlanTrials, TunedSchedule
 from mutoscope.calibration.preparation import check_writable, load_prompts
 from mutoscope.calibration.samples import CalibrationSample, SamplingOptions, make_samples
-from mutoscope.calibration.tuned_schedule import add_plan, choose_name, find_schedule
+from mutoscope.calibration.tuned_schedule import (
+    add_plan,
+    check_variant,
+    choose_name,
+    find_schedule,
+)
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import ParameterError
+from mutoscope.runtime.guidance import GuidancePasses, check_guidance_passes
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class TuningReport:
         minimum_psnr_db: Of the worst of them.
         reused_rows: The rows that reuse features, from 0.
         unguided_rows: The rows that go without guidance.
-        seconds_before: Of a whole clip of the schedule as it was, median.
+        seconds_before: Of a whole clip of the schedule as it was, but for the text encoder, median.
         seconds_after: Of one of the plan, in turn with those.
         seconds_denoiser: Of a pass of the denoiser, median.
         seconds_shallow: Of a pass of what reuses features; 0 where there is none.
@@ -108,7 +114,7 @@ class TuningReport:
     seconds_denoiser: float
     seconds_shallow: float
     guidance_timing: GuidanceTiming | None
-    guidance_passes: str
+    guidance_passes: GuidancePasses
     num_clips: float
     seconds_total: float
 
@@ -143,18 +149,35 @@ def tune_bundle(
         reuses_features=options.reuses_features,
         drops_guidance=options.drops_guidance,
     )
+    check_variant(bundle, schedule, options.variant)
     name = choose_name(bundle, schedule, options.name, force=options.force)
     check_writable(bundle)
     samples = _make_samples(bundle, schedule, options)
     opened = PlanTrials(bundle, schedule, samples, options.engine, options.variant)
     with closing(opened) as trials:
-        finder = PlanFinder(trials, options.min_psnr_db, on_progress)
-        found = finder.find()
-        timing = finder.time_guidance() if options.times_guidance_passes else None
-        before, after = finder.time_clips(found.plan, None if timing is None else timing.faster)
-    passes = timing.faster if timing else bundle.manifest.defaults.guidance_passes
+        found = PlanFinder(trials, options.min_psnr_db, on_progress).find(
+            check_guidance_passes(
+                bundle.find_component(schedule.denoiser), bundle.manifest.defaults.guidance_passes
+            ),
+            times_guidance_passes=options.times_guidance_passes,
+        )
+    report = _make_report(bundle, options, name, found, trials, time.perf_counter() - started)
+    provenance = _describe_plan(report, samples, options.seed)
+    add_plan(bundle, schedule, found.plan, name, provenance, found.guidance_passes)
+    return report
+
+
+def _make_report(
+    bundle: Bundle,
+    options: TuningOptions,
+    name: str,
+    found: FoundPlan,
+    trials: PlanTrials,
+    seconds_total: float,
+) -> TuningReport:
+    schedule = trials.schedule
     record = bundle.find_component(schedule.denoiser)
-    report = TuningReport(
+    return TuningReport(
         bundle=bundle.path,
         name=name,
         scheduler=schedule.scheduler,
@@ -163,23 +186,20 @@ def tune_bundle(
         variant=record.choose_variant(options.variant),
         chose_variant=options.variant is not None,
         min_psnr_db=options.min_psnr_db,
-        num_samples=len(samples),
+        num_samples=len(trials.samples),
         median_psnr_db=round(median(found.psnrs), 2),
         minimum_psnr_db=round(min(found.psnrs), 2),
         reused_rows=tuple(i for i, choice in enumerate(found.plan) if choice.reuses),
         unguided_rows=tuple(i for i, choice in enumerate(found.plan) if not choice.guided),
-        seconds_before=before,
-        seconds_after=after,
+        seconds_before=found.seconds_before,
+        seconds_after=found.seconds_after,
         seconds_denoiser=found.seconds_denoiser,
         seconds_shallow=found.seconds_shallow,
-        guidance_timing=timing,
-        guidance_passes=passes,
+        guidance_timing=found.guidance_timing,
+        guidance_passes=found.guidance_passes,
         num_clips=round(trials.num_clips, 1),
-        seconds_total=time.perf_counter() - started,
+        seconds_total=seconds_total,
     )
-    provenance = _describe_plan(report, samples, options.seed)
-    add_plan(bundle, schedule, found.plan, name, provenance, passes)
-    return report
 
 
 def _make_samples(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mutoscope.calibration.guidance_timing import GuidanceTiming
 from mutoscope.calibration.tuning import TuningReport
 from mutoscope.runtime.bundle import describe_counts
 from mutoscope.runtime.commands.inspect import format_bytes
@@ -52,6 +53,15 @@ def _describe_guidance(report: TuningReport) -> str:
     more = "" if timing.extra_bytes is None else f" and {format_bytes(timing.extra_bytes)} more"
     return (
         f"a row takes {timing.seconds_separate * 1e3:.1f} ms in separate passes, "
-        f"{timing.seconds_batched * 1e3:.1f} ms{more} in a batch; "
-        f"the bundle's default is {report.guidance_passes}"
+        f"{timing.seconds_batched * 1e3:.1f} ms{more} in a batch"
+        f"{_explain_separate(report, timing)}; the bundle's default is {report.guidance_passes}"
     )
+
+
+def _explain_separate(report: TuningReport, timing: GuidanceTiming) -> str:
+    """Why passes are separate though a batch is faster."""
+    if report.guidance_passes == "batched" or not timing.is_faster:
+        return ""
+    if timing.is_large:
+        return ", which takes too much memory"
+    return f", in which the plan does not reach {report.min_psnr_db:g} dB"

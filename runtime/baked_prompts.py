@@ -41,7 +41,7 @@ class BakedPrompts:
         for output, shape in self._file.shapes.items():
             if len(shape) < 2 or shape[0] != len(self.texts):
                 raise BundleError(
-                    f"{name}: {output} is float32{list(shape)}; it must have a row for each of "
+                    f"{name}: {output!r} is float32{list(shape)}; it must have a row for each of "
                     f"{len(self.texts)} texts: export again"
                 )
         for tensor in _list_prompt_inputs(bundle.manifest):

@@ -169,7 +169,7 @@ class Bundle:
             ParameterError: There is none or more than one; the message lists what there is.
         """
         names = list(self.manifest.schedules)
-        for normalize in (str.casefold, _normalize):
+        for normalize in (str.casefold, shorten_scheduler):
             found = [known for known in names if normalize(known) == normalize(name)]
             if len(found) == 1:
                 return found[0]
@@ -182,6 +182,10 @@ class Bundle:
         if str(num_inference_steps) in tables:
             return tables[str(num_inference_steps)]
         steps = sorted(int(count) for count in tables)
+        if not steps:
+            raise ParameterError(
+                f"scheduler {name!r} has no tables in this bundle: use another one"
+            )
         nearest = min(steps, key=lambda count: (abs(count - num_inference_steps), count))
         raise ParameterError(
             f"num_inference_steps is {num_inference_steps}; this bundle has tables of "
@@ -268,5 +272,6 @@ def describe_counts(counts: list[int]) -> str:
     return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
 
 
-def _normalize(name: str) -> str:
+def shorten_scheduler(name: str) -> str:
+    """Return what the short name of a scheduler and its class name in diffusers have in common."""
     return re.sub("scheduler|discrete|multistep|[^a-z0-9+]", "", name.casefold())

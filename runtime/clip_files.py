@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
+import tokenize
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import av
 import numpy as np
@@ -21,8 +24,12 @@ _PILLOW_ENDINGS = (".gif", ".webp", ".apng", ".png")
 _FRAME_ENDINGS = (".png", ".jpg", ".jpeg")
 _RULE = "uint8 [F, H, W, 3]"
 _WAY_OUT = "give a .mp4, .webm, .gif, .webp, .apng, .npy, or a folder of .png"
+_IMAGE_WAY_OUT = "write it again, or take it out of the folder"
 # What Pillow and numpy raise on a damaged file depends on its format and on where the damage is.
-_DAMAGE = (SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError)
+_DAMAGE = (
+    *(SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError),
+    *(OverflowError, RecursionError, tokenize.TokenError),
+)
 
 
 def load_clip(path: str | os.PathLike[str]) -> U8:
@@ -35,16 +42,25 @@ def load_clip(path: str | os.PathLike[str]) -> U8:
     Raises:
         ParameterError: It cannot be read, is no clip, or its frames are of several sizes.
     """
-    source = Path(path)
+    with _naming(path, "a clip", _WAY_OUT):
+        return _read(Path(path))
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str], kind: str, way_out: str) -> Iterator[None]:
+    """Raise `ParameterError` with the name of what is read, in place of what readers raise."""
     try:
-        frames = _read(source)
+        yield
     except Image.DecompressionBombError as err:
         raise ParameterError(f"{path} has more pixels than Pillow reads: make it smaller") from err
     except (av.FFmpegError, OSError) as err:
-        raise ParameterError(f"{path} cannot be read ({err.strerror or err}): {_WAY_OUT}") from err
+        raise ParameterError(f"{path} cannot be read ({err.strerror or err}): {way_out}") from err
     except _DAMAGE as err:
-        raise ParameterError(f"{path} is damaged or not a clip: {_WAY_OUT}") from err
-    return frames
+        raise ParameterError(f"{path} is damaged or not {kind}: {way_out}") from err
+    except MemoryError as err:
+        raise ParameterError(
+            f"{path} takes more memory than there is: give a shorter or smaller clip"
+        ) from err
 
 
 def _read(path: Path) -> U8:
@@ -74,19 +90,37 @@ def _read_images(path: Path) -> Iterator[U8]:
 def _read_folder(path: Path) -> Iterator[U8]:
     for name in sorted(path.iterdir()):
         if name.suffix.lower() in _FRAME_ENDINGS and not name.name.startswith("."):
-            with Image.open(name) as image:
-                yield np.asarray(image.convert("RGB"))
+            with _naming(name, "an image", _IMAGE_WAY_OUT), Image.open(name) as image:
+                frame = np.asarray(image.convert("RGB"))
+            yield frame
 
 
 def _read_array(path: Path) -> U8:
     with path.open("rb") as file:
-        frames = np.lib.format.read_array(file, allow_pickle=False)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise ParameterError(
-            f"{path} holds {frames.dtype}{list(frames.shape)}; a clip is {_RULE}: save frames, not "
-            "latents"
-        )
+        shape, dtype = _read_header(file)
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
+            raise ParameterError(
+                f"{path} holds {dtype}{list(shape)}; a clip is {_RULE}: save frames, not latents"
+            )
+        # Before numpy asks for as much memory as the header says.
+        held = path.stat().st_size - file.tell()
+        if held < math.prod(shape):
+            raise ParameterError(
+                f"{path} holds {held} bytes of frames; its header says {math.prod(shape)}, "
+                f"{dtype}{list(shape)}: {_WAY_OUT}"
+            )
+        file.seek(0)
+        frames: U8 = np.lib.format.read_array(file, allow_pickle=False)
     return frames
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and the type that a `.npy` says it has."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype
 
 
 def _stack(path: Path, frames: Iterator[U8]) -> U8:

@@ -27,6 +27,7 @@ from mutoscope.runtime.timings import Timings
 GuidancePasses: TypeAlias = Literal["separate", "batched"]
 GUIDANCE_PASSES: tuple[GuidancePasses, ...] = get_args(GuidancePasses)
 _WAY_OUT = "use guidance_passes='separate'"
+_BATCHED = "guidance_passes is 'batched' (asked for, or this bundle's default)"
 
 Feeds: TypeAlias = dict[str, Array]
 # The passes that one run of a graph is for, by index.
@@ -235,8 +236,8 @@ def _find_batch_axis(record: ComponentRecord) -> str:
     axis = record.inputs[name].shape[0]
     if isinstance(axis, int):
         raise ParameterError(
-            f"guidance_passes is 'batched', but this bundle's denoiser takes {name} with a first "
-            f"axis of {axis}, not of any length: {_WAY_OUT}"
+            f"{_BATCHED}, but this bundle's denoiser takes {name} with a first axis of {axis}, "
+            f"not of any length: {_WAY_OUT}"
         )
     return axis
 
@@ -263,14 +264,14 @@ def make_batch(
         if name not in carried and batch_axis not in tensor.shape[:1]:
             if not np.array_equal(*arrays):
                 raise ParameterError(
-                    f"guidance_passes is 'batched', but {name} has no batch axis and differs "
-                    f"between the passes: {_WAY_OUT}"
+                    f"{_BATCHED}, but {name} has no batch axis and differs between the passes: "
+                    f"{_WAY_OUT}"
                 )
             feeds[name] = first[name]
         elif arrays[0].shape != arrays[1].shape:
             raise ParameterError(
-                f"guidance_passes is 'batched', but {name} is {shapes} in the two passes; one "
-                f"batch needs equal shapes: {_WAY_OUT}"
+                f"{_BATCHED}, but {name} is {shapes} in the two passes; one batch needs equal "
+                f"shapes: {_WAY_OUT}"
             )
         else:
             feeds[name] = np.concatenate(arrays)

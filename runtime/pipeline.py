@@ -6,8 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ from mutoscope.runtime.manifest import PREVIEW_DECODER, VAE_DECODER
 from mutoscope.runtime.noise import NoiseGenerator
 from mutoscope.runtime.preview import OnPreview, check_preview, make_preview_step
 from mutoscope.runtime.sampler import F32, OnStep
-from mutoscope.runtime.settings import Settings, make_settings
+from mutoscope.runtime.settings import Settings, find_guidance_refusal, make_settings
 from mutoscope.runtime.timings import Timings
 from mutoscope.runtime.video import Video
 
@@ -131,12 +130,7 @@ class VideoPipeline:
         """Return the pipeline itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Close the pipeline."""
         self.close()
 
@@ -226,7 +220,8 @@ class VideoPipeline:
             prompt: The text; an empty one is allowed.
             image: The picture that an image-to-video bundle starts from: a path, a PIL image, or
                 uint8 [H, W, 3] RGB.
-            negative_prompt: What to guide away from. Only with a guidance_scale above 1.
+            negative_prompt: What to guide away from. Only with a guidance_scale above 1, and a
+                scheduler that takes guidance: "few-step" does not, "ddim" does.
             prompt_embeds: What the text encoder would make of the prompt, in place of it: float32
                 [1, S, D], or a mapping of its outputs by name if it has several.
             negative_prompt_embeds: The same, in place of negative_prompt.
@@ -234,8 +229,10 @@ class VideoPipeline:
                 scales it), in place of the one that the seed gives. It sets the size of the clip.
             seed: From 0 to 2^64 - 1. None draws one; `video.seed` has it.
             num_inference_steps: A number of steps that the bundle has a table for; without it, the
-                default one, or where the scheduler has none of that, the most up to 25.
+                default one, or where the scheduler has no table of that for the denoiser that runs
+                by default, the most up to 25.
             guidance_scale: Weight of the prompt, at least 1; 1 is off and takes half the time.
+                Only with a scheduler that takes guidance.
             min_guidance_scale: Guidance of the first frame, at least 1; from there it rises evenly
                 to guidance_scale at the last.
             num_frames: Frames; 1 makes an image. Above what the bundle's denoiser takes at once,
@@ -318,8 +315,11 @@ class VideoPipeline:
                 chunks = decode_in_chunks(self._components, clean, plan, timings, on_run=on_decode)
                 with closing(chunks):
                     for done, chunk in enumerate(chunks, start=1):
-                        if on_frames(make_video(chunk)) is False:
+                        with timings.measure("seconds_output"):
+                            goes_on = on_frames(make_video(chunk)) is not False
+                        if not goes_on:
                             raise CancelledError(f"cancelled after part {done} of the frames")
+        timings.seconds_total -= timings.seconds_output
         return make_video(frames)
 
     def _make_video(
@@ -374,11 +374,19 @@ class VideoPipeline:
                 encoder.make_prompt("negative_prompt", negative_prompt, negative_prompt_embeds)
             )
         elif negative_prompt or negative_prompt_embeds is not None:
-            raise ParameterError(
-                f"negative_prompt has no effect at guidance_scale {settings.guidance_scale:g}: "
-                "leave it out, or use a guidance_scale above 1"
-            )
+            self._refuse_negative_prompt(settings)
         return prompts
+
+    def _refuse_negative_prompt(self, settings: Settings) -> NoReturn:
+        """Raise `ParameterError` for a negative prompt without guidance."""
+        table = self.bundle.load_schedule(settings.scheduler, settings.num_inference_steps)
+        refusal = find_guidance_refusal(self.bundle, settings.scheduler, table)
+        if refusal is not None:
+            raise ParameterError(f"negative_prompt has no effect; {refusal}")
+        raise ParameterError(
+            f"negative_prompt has no effect at guidance_scale {settings.guidance_scale:g}: "
+            "leave it out, or use a guidance_scale above 1"
+        )
 
     def _make_preview_step(
         self, settings: Settings, timings: Timings, on_preview: OnPreview, on_step: OnStep | None

@@ -23,8 +23,9 @@ from mutoscope.runtime.errors import BundleError
 
 F32 = NDArray[np.float32]
 
-# What the library reads at most.
-MAXIMUM_HEADER_BYTES = 100_000_000
+# What is read at most, here and in libmutoscope: a damaged file must not take much memory or time.
+MAXIMUM_HEADER_BYTES = 64 << 20
+MAXIMUM_RANK = 8
 
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
@@ -74,7 +75,7 @@ class SafetensorsFile:
         except OSError as err:
             raise self._fail(f"cannot be read: {err.strerror}") from err
         if values.size != count or not np.isfinite(values).all():
-            raise self._fail(f"has a damaged tensor {name}")
+            raise self._fail(f"has a damaged tensor {name!r}")
         return values.astype(np.float32, copy=False).reshape(1, *tensor.shape[1:])
 
     def _read_header(self) -> tuple[dict[str, Any], int, int]:
@@ -84,8 +85,12 @@ class SafetensorsFile:
                 size = os.fstat(file.fileno()).st_size
                 length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
                 start = _LENGTH_BYTES + length
-                if size < start or length > MAXIMUM_HEADER_BYTES:
+                if size < start:
                     raise self._fail(f"has a header of {length} bytes, which it cannot hold")
+                if length > MAXIMUM_HEADER_BYTES:
+                    raise self._fail(
+                        f"has a header of {length} bytes, more than {MAXIMUM_HEADER_BYTES}"
+                    )
                 text = file.read(length)
         except OSError as err:
             raise self._fail(f"cannot be read: {err.strerror}") from err
@@ -108,14 +113,18 @@ class SafetensorsFile:
         places: list[tuple[int, int]] = []
         for name, record in header.items():
             if not isinstance(record, dict) or record.get("dtype") != _DTYPE:
-                raise self._fail(f"has a tensor {name} that is not {_DTYPE}")
+                raise self._fail(f"has a tensor {name!r} that is not {_DTYPE}")
             shape: Any = record.get("shape")
             offsets: Any = record.get("data_offsets")
             if not _are_counts(shape, 1) or not _are_counts(offsets, 0) or len(offsets) != 2:
-                raise self._fail(f"has a tensor {name} without a shape or a place")
+                raise self._fail(f"has a tensor {name!r} without a shape or a place")
+            if len(shape) > MAXIMUM_RANK:
+                raise self._fail(
+                    f"has a tensor {name!r} of {len(shape)} axes, more than {MAXIMUM_RANK}"
+                )
             first, last = offsets
             if last - first != math.prod(shape) * _ITEM_BYTES:
-                raise self._fail(f"has a tensor {name} whose shape is not that of its values")
+                raise self._fail(f"has a tensor {name!r} whose shape is not that of its values")
             tensors[name] = _Tensor(tuple(shape), start + first)
             places.append((start + first, start + last))
         end = start

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from mutoscope.runtime.bundle import Bundle
+from mutoscope.runtime.row_plan import find_first_denoiser
 
 # The most steps that are taken where the caller names a scheduler and no number of steps.
 USUAL_NUM_INFERENCE_STEPS = 25
@@ -14,8 +17,10 @@ def choose_schedule(
     """Return the scheduler, by its name in the manifest, and the number of steps.
 
     Without a scheduler it is the default one, or, where that has no table of these steps, the first
-    of the manifest that has. Without a number of steps it is the default one, or, where the
-    scheduler that was asked for has no such table, the most that it has up to 25, else its fewest.
+    of the manifest that has; where none has, the error names the one that comes nearest. Without a
+    number of steps it is the default one. That is meant for the denoiser which the bundle's default
+    schedule runs: a scheduler that was asked for, and has no table of these steps which runs the
+    same, takes the most that it has up to 25, else its fewest.
 
     Args:
         bundle: The bundle.
@@ -23,28 +28,51 @@ def choose_schedule(
         num_inference_steps: None if the caller does not care.
 
     Raises:
+        BundleError: A file that had to be read for it is damaged.
         ParameterError: There is no such table; the message names one.
+        ScheduleError: What is in such a file is not a valid table.
     """
-    schedules, defaults = bundle.manifest.schedules, bundle.manifest.defaults
-    if scheduler is not None:
+    if scheduler is None:
+        if num_inference_steps is None:
+            num_inference_steps = bundle.manifest.defaults.num_inference_steps
+        name = _choose_scheduler(bundle, num_inference_steps)
+    else:
         name = bundle.find_scheduler(scheduler)
         if num_inference_steps is None:
-            num_inference_steps = _choose_steps(
-                [int(count) for count in schedules[name]], defaults.num_inference_steps
-            )
-    else:
-        if num_inference_steps is None:
-            num_inference_steps = defaults.num_inference_steps
-        names = (defaults.scheduler, *schedules)
-        having = (name for name in names if str(num_inference_steps) in schedules[name])
-        name = next(having, defaults.scheduler)
+            num_inference_steps = _choose_steps(bundle, name)
     bundle.find_schedule(name, num_inference_steps)
     return name, num_inference_steps
 
 
-def _choose_steps(counts: list[int], default: int) -> int:
-    """The number of steps of a scheduler that has these tables."""
-    if default in counts:
-        return default
+def _choose_scheduler(bundle: Bundle, num_inference_steps: int) -> str:
+    """The first scheduler, after the default one, whose tables come nearest to these steps."""
+    schedules = bundle.manifest.schedules
+    distances = {
+        name: min((abs(int(count) - num_inference_steps) for count in tables), default=math.inf)
+        for name, tables in schedules.items()
+    }
+    return min((bundle.manifest.defaults.scheduler, *schedules), key=distances.__getitem__)
+
+
+def _choose_steps(bundle: Bundle, scheduler: str) -> int:
+    """The number of steps of a scheduler that was asked for without one."""
+    default = bundle.manifest.defaults.num_inference_steps
+    counts = [int(count) for count in bundle.manifest.schedules[scheduler]]
     usual = [count for count in counts if count <= USUAL_NUM_INFERENCE_STEPS]
-    return max(usual, default=min(counts))
+    most = max(usual, default=min(counts, default=default))
+    if default in counts and default != most and _runs_default_denoiser(bundle, scheduler, default):
+        return default
+    return most
+
+
+def _runs_default_denoiser(bundle: Bundle, scheduler: str, num_inference_steps: int) -> bool:
+    """Whether a scheduler's table of the default steps has the denoiser of the default schedule."""
+    default = _choose_scheduler(bundle, num_inference_steps)
+    if scheduler == default:
+        return True
+    asked, other = (
+        bundle.load_schedule(name, num_inference_steps).denoiser
+        or find_first_denoiser(bundle.manifest)
+        for name in (scheduler, default)
+    )
+    return asked == other

@@ -157,6 +157,27 @@ def make_settings(
     )
 
 
+def find_guidance_refusal(bundle: Bundle, scheduler: str, table: ScheduleTable) -> str | None:
+    """Return why guidance cannot work with a schedule table and the way out; None if it can.
+
+    Raises:
+        BundleError: The file of another schedule table, which may be the way out, is damaged.
+        ScheduleError: The same, of one that is none.
+    """
+    if not bundle.manifest.guidance:
+        return "this bundle's denoiser works without guidance: leave it out"
+    if table.takes_guidance:
+        return None
+    schedules = bundle.manifest.schedules.items()
+    first_tables = {other: min(map(int, tables)) for other, tables in schedules if tables}
+    others = (
+        f", or use --scheduler {other}"
+        for other, steps in first_tables.items()
+        if bundle.load_schedule(other, steps).takes_guidance
+    )
+    return f"no step of {scheduler} takes guidance: leave it out{next(others, '')}"
+
+
 def _make_latents_shape(
     record: LatentsRecord, num_frames: int, height: int, width: int
 ) -> tuple[int, int, int, int, int]:
@@ -244,22 +265,10 @@ def _check_takes_guidance(
     bundle: Bundle, scheduler: str, table: ScheduleTable, name: str, value: float
 ) -> None:
     """Raise `ParameterError` if a guidance scale is above 1 where guidance cannot work."""
-    if value > 1 and not bundle.manifest.guidance:
-        raise ParameterError(
-            f"{name} is {value:g}; this bundle's denoiser works without guidance: use 1"
-        )
-    if value > 1 and not table.takes_guidance:
-        schedules = bundle.manifest.schedules.items()
-        first_tables = {other: min(map(int, tables)) for other, tables in schedules if tables}
-        others = (
-            f", or use --scheduler {other}"
-            for other, steps in first_tables.items()
-            if bundle.load_schedule(other, steps).takes_guidance
-        )
-        raise ParameterError(
-            f"{name} is {value:g}; {scheduler} takes no guidance in any step: leave it out"
-            + next(others, "")
-        )
+    if value > 1:
+        refusal = find_guidance_refusal(bundle, scheduler, table)
+        if refusal is not None:
+            raise ParameterError(f"{name} is {value:g}; {refusal}")
 
 
 def _check_conditions(manifest: Manifest, conditions: Mapping[str, float]) -> dict[str, float]:

@@ -23,7 +23,9 @@ class Timings:
         seconds_vae_decoder: Latents to frames.
         seconds_preview_decoder: Latents to the frames of previews.
         seconds_other: Components of other names.
-        seconds_total: From the call to the frames.
+        seconds_output: What took the frames: `on_frames`, and in the commands the encoding and
+            writing of the file.
+        seconds_total: From the call to the frames, without seconds_output.
     """
 
     seconds_load: float = 0.0
@@ -35,6 +37,7 @@ class Timings:
     seconds_vae_decoder: float = 0.0
     seconds_preview_decoder: float = 0.0
     seconds_other: float = 0.0
+    seconds_output: float = 0.0
     seconds_total: float = 0.0
 
     @contextmanager

@@ -81,7 +81,8 @@ class Video:
         - `.webp` and `.apng` are animated and lossless.
         - `.png` is an image, for a clip of one frame.
         - `.npy` is the array of frames.
-        - No ending, or a slash at the end: a folder of PNG files, frame_0001.png and so on.
+        - No ending, or a slash at the end: a folder of PNG files, frame_0001.png and so on, with
+          more digits for more than 9999 frames.
 
         Args:
             path: Where to write.

@@ -35,6 +35,8 @@ VP9_CRF = "18"
 # Delays in GIF are hundredths of a second, and players slow down anything below two of them.
 GIF_MAX_FRAME_RATE = 50
 FOLDER = "a folder"
+# Of the numbers in the names of images, where they need no more.
+FRAME_DIGITS = 4
 
 _FRAME_NAME = re.compile(r"frame_\d+\.png")
 _FRAME_RATE_DENOMINATOR = 65535
@@ -269,10 +271,12 @@ def _open_png(path: Path, clip: Clip, video: Video) -> Iterator[AddFrames]:
 @contextmanager
 def _open_folder(path: Path, clip: Clip, video: Video) -> Iterator[AddFrames]:
     text, numbers = _make_png_text(video), itertools.count(1)
+    # All of one length: who reads them by name gets them in their order.
+    width = max(FRAME_DIGITS, len(str(clip.num_frames)))
 
     def add_frames(frames: Frames) -> None:
         for image in _make_images(frames):
-            name = f"frame_{next(numbers):04d}.png"
+            name = f"frame_{next(numbers):0{width}d}.png"
             image.save(path / name, format="PNG", pnginfo=text)
 
     yield add_frames

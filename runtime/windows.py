@@ -83,6 +83,11 @@ def choose_windows(
     return length, stride
 
 
+def can_have_windows(manifest: Manifest) -> bool:
+    """Return whether clips may be longer than `limits` says, in context windows."""
+    return _find_input_of_all_frames(manifest) is None
+
+
 def _find_input_of_all_frames(manifest: Manifest) -> str | None:
     """An input of a denoiser that cannot be cut into windows."""
     cut = (LATENTS, *find_carried(manifest))

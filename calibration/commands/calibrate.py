@@ -29,6 +29,7 @@ Examples:
   mutoscope calibrate bundle
   mutoscope calibrate bundle --prompts prompts.txt --preset quality
   mutoscope calibrate bundle --components vae_decoder --method minmax --min-psnr-db 35
+  mutoscope calibrate bundle --components unet --scheduler ddim
   mutoscope generate "a red circle moves left" --bundle bundle --variant int8 -o out.mp4
 """
 
@@ -74,7 +75,7 @@ Examples:
     "--num-inference-steps",
     type=int,
     metavar="N",
-    show_default="the bundle's",
+    show_default="those of generate",
     help="Steps of each clip; ranges are collected at all of them.",
 )
 @click.option("--scheduler", metavar="NAME", show_default="the bundle's", help="Of each clip.")

@@ -40,7 +40,7 @@ Examples:
     "num_inference_steps",
     type=int,
     metavar="N",
-    show_default="25",
+    show_default="25; with --scheduler those of generate",
     help="Its number of steps.",
 )
 @click.option(

@@ -18,6 +18,7 @@ from mutoscope.runtime.commands.options import (
     memory_limit_option,
     variant_option,
 )
+from mutoscope.runtime.commands.timed_output import open_timed_file
 from mutoscope.runtime.components import Components
 from mutoscope.runtime.decoder import decode_in_chunks, make_decode_plan
 from mutoscope.runtime.decoding import DecodePlan
@@ -27,7 +28,7 @@ from mutoscope.runtime.manifest import VAE_DECODER
 from mutoscope.runtime.progress import ProgressBar
 from mutoscope.runtime.timings import Timings
 from mutoscope.runtime.video import Video
-from mutoscope.runtime.video_files import Clip, check_output, open_video_file
+from mutoscope.runtime.video_files import Clip, check_output
 
 _EPILOG = """\b
 Examples:
@@ -96,9 +97,10 @@ def decode(
     timings = Timings()
     with (
         timings.measure("seconds_total"),
-        open_video_file(output, clip, force=force) as add,
+        open_timed_file(output, clip, timings, force=force) as add,
     ):
         _decode(components, saved, plan, clip, timings, Path(output).name, add)
+    timings.seconds_total -= timings.seconds_output
     click.echo(f"{Path(output)}: {timings.seconds_total:.1f} s, {plan.describe()}", err=True)
     if as_json:
         result = {

@@ -90,8 +90,7 @@ def evaluate(
     values from 0 to 1; "drift" how far the main object goes from what it was in the first quarter
     of the clip: its colour in CIE delta E, its area, and its shape as 1 - intersection over union.
     0 is best in all; - is where there is no background or no object. The camera must stand still
-    for flicker and drift. Needs mutoscope[evaluate]. The exit code is 1 if a clip cannot be
-    measured; the others are shown.
+    for flicker and drift. The exit code is 1 if a clip cannot be measured; the others are shown.
     """
     _check_options(joins, context_length, context_stride, pairs=pairs, as_json=as_json)
     # Here, so that the help is there without OpenCV.
@@ -110,7 +109,9 @@ def evaluate(
     failed: dict[str, str] = {}
     for path in clips:
         try:
-            evaluations.append(_evaluate_one(path, expected, joins, windows))
+            evaluations.append(
+                _evaluate_one(path, expected, joins, windows, keep_strip=target is not None)
+            )
         except MutoscopeError as err:
             if len(clips) == 1:
                 raise
@@ -153,8 +154,10 @@ def _evaluate_one(
     reference: U8 | None,
     joins: Sequence[int],
     windows: tuple[int, int | None] | None,
+    *,
+    keep_strip: bool,
 ) -> Evaluation:
-    """Measure one clip; raises `ParameterError` with its name."""
+    """Measure one clip, whose frames are not kept; raises `ParameterError` with its name."""
     from mutoscope.runtime.clip_files import load_clip
     from mutoscope.runtime.evaluation.consistency import (
         check_clip,
@@ -162,18 +165,29 @@ def _evaluate_one(
         measure_similarity,
     )
     from mutoscope.runtime.evaluation.joins import list_window_joins
+    from mutoscope.runtime.evaluation.plot import draw_strip
     from mutoscope.runtime.evaluation.report import Evaluation
 
     frames = load_clip(path)
+    num_frames, height, width, _ = frames.shape
     try:
         check_clip(frames)
         if windows is not None:
             length, stride = windows
             stride = max(1, length // 2) if stride is None else stride
-            joins = list_window_joins(len(frames), length, stride)
+            joins = list_window_joins(num_frames, length, stride)
         similarity = None if reference is None else measure_similarity(reference, frames)
         consistency = measure_consistency(frames)
-        ratios = consistency.compare_joins(joins) if joins else {}
+        return Evaluation(
+            *(path, num_frames, height, width, consistency, joins),
+            consistency.compare_joins(joins) if joins else {},
+            similarity,
+            draw_strip(frames) if keep_strip else None,
+        )
     except ParameterError as err:
         raise ParameterError(f"{path}: {err}") from err
-    return Evaluation(path, frames, consistency, joins, ratios, similarity)
+    except MemoryError as err:
+        raise ParameterError(
+            f"{path}: to measure {num_frames} frames of {height} x {width} needs more memory than "
+            "there is: use a shorter or smaller clip"
+        ) from err

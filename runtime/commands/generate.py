@@ -22,6 +22,7 @@ from mutoscope.runtime.commands.options import (
     memory_limit_option,
     variant_option,
 )
+from mutoscope.runtime.commands.timed_output import open_timed_file
 from mutoscope.runtime.decoder import make_decode_plan
 from mutoscope.runtime.decoding import DecodeProgress
 from mutoscope.runtime.errors import ParameterError
@@ -32,8 +33,9 @@ from mutoscope.runtime.progress import ProgressBar
 from mutoscope.runtime.row_plan import plan_rows
 from mutoscope.runtime.sampler import StepInfo
 from mutoscope.runtime.settings import SEED_MAX, Settings, make_settings
+from mutoscope.runtime.timings import Timings
 from mutoscope.runtime.video import Video
-from mutoscope.runtime.video_files import Clip, check_output, find_ending, open_video_file
+from mutoscope.runtime.video_files import Clip, check_output, find_ending
 
 _NAME_CHARACTERS = 60
 
@@ -166,9 +168,12 @@ def generate(
         results = []
         for target in targets:
             options["seed"] = target.seed
-            with open_video_file(target.output, _make_clip(settings), force=force) as add:
+            output_timings = Timings()
+            clip = _make_clip(settings)
+            with open_timed_file(target.output, clip, output_timings, force=force) as add:
                 inputs["on_frames"] = add
                 video = _generate_one(pipeline, inputs, settings, options, target, num_decodes)
+            video.timings.seconds_output = output_timings.seconds_output
             results.append(_report(pipeline, video, target, work, force=force))
         engines = pipeline.describe_engines()
     if as_json:

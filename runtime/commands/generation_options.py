@@ -10,6 +10,7 @@ import click
 from mutoscope.runtime.guidance import GUIDANCE_PASSES
 
 _FROM_BUNDLE = "from the bundle"
+_WITHOUT_GUIDANCE = "few-step schedules take no guidance: give --scheduler ddim, or another, too."
 
 
 def parse_conditions(
@@ -42,14 +43,17 @@ _OPTIONS = (
         metavar="N",
         show_default=_FROM_BUNDLE,
         help="Denoising steps, one of the counts that the bundle has a schedule table for. Without "
-        "--scheduler, where the default one has no such table, the first that has one is taken.",
+        "--scheduler, where the default one has no such table, the first that has one is taken. "
+        "--scheduler alone takes the default count if it has a table of it for the denoiser that "
+        "runs by default, else its most up to 25, else its fewest.",
     ),
     click.option(
         "--guidance-scale",
         type=float,
         metavar="X",
         show_default=_FROM_BUNDLE,
-        help="Weight of the prompt, at least 1; 1 turns guidance off, in half the time.",
+        help="Weight of the prompt, at least 1; 1 turns guidance off, in half the time. "
+        + _WITHOUT_GUIDANCE,
     ),
     click.option(
         "--min-guidance-scale",
@@ -62,7 +66,7 @@ _OPTIONS = (
         "--negative-prompt",
         metavar="TEXT",
         show_default=_FROM_BUNDLE,
-        help="What to guide away from; needs a guidance scale above 1.",
+        help=f"What to guide away from; needs a guidance scale above 1. {_WITHOUT_GUIDANCE}",
     ),
     click.option(
         "--num-frames",

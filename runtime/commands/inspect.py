@@ -19,6 +19,7 @@ from mutoscope.runtime.manifest import (
     Manifest,
     TensorRecord,
 )
+from mutoscope.runtime.windows import can_have_windows
 
 _LABEL_WIDTH = 14
 _TEXT_WIDTH = 84
@@ -59,7 +60,7 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield ""
     yield "limits"
     for name in ("height", "width", "num_frames"):
-        yield _line(name, describe_limit(getattr(manifest.limits, name)))
+        yield _line(name, describe_limit(manifest, name))
     yield from _describe_conditions(bundle)
     yield ""
     yield "defaults"
@@ -107,9 +108,12 @@ def _describe_guidance(defaults: DefaultsRecord) -> str:
     )
 
 
-def describe_limit(limit: LimitRecord) -> str:
-    """Return the values that a size may take, in words."""
+def describe_limit(manifest: Manifest, name: str) -> str:
+    """Return the values that `height`, `width` or `num_frames` may take, in words."""
+    limit: LimitRecord = getattr(manifest.limits, name)
     reach = f"{limit.minimum} to {limit.maximum}" if limit.maximum else f"{limit.minimum} and more"
+    if name == "num_frames" and limit.maximum and can_have_windows(manifest):
+        reach += " at once, longer in windows"
     if limit.multiple == 1:
         return reach
     rule = f"multiples of {limit.multiple}" + (f" plus {limit.offset}" if limit.offset else "")

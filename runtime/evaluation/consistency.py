@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,6 +156,17 @@ def measure_similarity(reference: U8, frames: U8) -> Similarity:
             f"the clip has {found} and the reference {expected}: compare clips of one size"
         )
     return Similarity(psnr_db(reference, frames), measure_ssim(reference, frames))
+
+
+def average_similarity(found: Sequence[Similarity]) -> Similarity:
+    """Return the similarity of several clips together, at least one.
+
+    The PSNR is that of the mean squared error of all. A mean of decibels would be ruled by the
+    clips that are equal to their reference, whatever number stands for those.
+    """
+    errors = [10.0 ** (-similarity.psnr_db / 10.0) for similarity in found]
+    ssim = float(np.mean([similarity.ssim for similarity in found]))
+    return Similarity(-10.0 * math.log10(float(np.mean(errors))), ssim)
 
 
 def check_clip(frames: U8) -> None:

@@ -32,7 +32,7 @@ def measure_flicker(frames: U8, scene: Scene) -> Flicker:
     """Return the mean of |frame[t + 1] - frame[t]| over background pixels and channels.
 
     Background is what is no further than `OBJECT_DISTANCE` from the scene's background in both
-    frames, and no nearer than `EDGE_RADIUS` to a pixel that is.
+    frames, and more than `EDGE_RADIUS` pixels away from any pixel that is further.
 
     Args:
         frames: uint8 [F, H, W, 3] RGB.

@@ -20,11 +20,15 @@ class JoinRatio:
         at_joins: Mean over the pairs of frames at joins; None if nothing can be measured there.
         elsewhere: Mean over all other pairs.
         ratio: The first over the second; None if that is 0 or not known.
+        num_pairs_at_joins: Pairs that the first mean is over: those that can be measured.
+        num_pairs_elsewhere: Pairs that the second is over.
     """
 
     at_joins: float | None
     elsewhere: float | None
     ratio: float | None
+    num_pairs_at_joins: int
+    num_pairs_elsewhere: int
 
 
 def list_window_joins(num_frames: int, context_length: int, context_stride: int) -> list[int]:
@@ -72,19 +76,26 @@ def compare_joins(values: F64, joins: Sequence[int]) -> JoinRatio:
     """
     at = np.zeros(len(values), np.bool_)
     at[[frame - 1 for frame in joins]] = True
-    return _make_ratio(mean_or_none(values[at]), mean_or_none(values[~at]))
+    counts = (int(np.isfinite(values[part]).sum()) for part in (at, ~at))
+    return _make_ratio(mean_or_none(values[at]), mean_or_none(values[~at]), *counts)
 
 
 def average_ratios(ratios: Sequence[JoinRatio]) -> JoinRatio:
     """Return the mean at joins over several clips against the mean elsewhere.
 
-    That is steadier than the mean of their ratios: a clip where nothing changes counts little.
+    That is steadier than the mean of their ratios: a clip where nothing changes counts little. All
+    clips count alike, and the numbers of pairs are those of all.
     """
-    means = (
+    at_joins, elsewhere = (
         mean_or_none(np.array([getattr(ratio, name) for ratio in ratios], dtype=np.float64))
         for name in ("at_joins", "elsewhere")
     )
-    return _make_ratio(*means)
+    return _make_ratio(
+        at_joins,
+        elsewhere,
+        sum(ratio.num_pairs_at_joins for ratio in ratios),
+        sum(ratio.num_pairs_elsewhere for ratio in ratios),
+    )
 
 
 def mean_or_none(values: F64) -> float | None:
@@ -93,6 +104,11 @@ def mean_or_none(values: F64) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def _make_ratio(at_joins: float | None, elsewhere: float | None) -> JoinRatio:
+def _make_ratio(
+    at_joins: float | None,
+    elsewhere: float | None,
+    num_pairs_at_joins: int,
+    num_pairs_elsewhere: int,
+) -> JoinRatio:
     ratio = None if at_joins is None or not elsewhere else at_joins / elsewhere
-    return JoinRatio(at_joins, elsewhere, ratio)
+    return JoinRatio(at_joins, elsewhere, ratio, num_pairs_at_joins, num_pairs_elsewhere)

@@ -57,6 +57,9 @@ def draw_plot(evaluations: Sequence[Evaluation]) -> Image.Image:
     """Return a strip of frames for each clip with a bar for each pair of frames below it.
 
     The bars of all clips have one scale. A line marks each join.
+
+    Args:
+        evaluations: Of clips whose `strip` was drawn (`draw_strip`).
     """
     tops = {name: _find_largest(evaluations, name) for name in _CHARTS}
     parts = [_draw_clip(evaluation, tops) for evaluation in evaluations]
@@ -77,9 +80,8 @@ def _find_largest(evaluations: Sequence[Evaluation], name: str) -> float:
 
 def _draw_clip(evaluation: Evaluation, tops: dict[str, float]) -> Image.Image:
     """Draw one clip: its name, its frames and its charts."""
-    num_frames = len(evaluation.frames)
-    step = min(LARGEST_CELL, (WIDTH - 2 * MARGIN) / num_frames)
-    strip = _draw_frames(evaluation.frames, step)
+    strip, step = evaluation.strip, _choose_step(evaluation.num_frames)
+    assert strip is not None  # a clip that is to be in a plot is measured with one
     charts_top = TEXT_HEIGHT + strip.height + MARGIN
     height = charts_top + len(_CHARTS) * (CHART_HEIGHT + TEXT_HEIGHT + MARGIN) + MARGIN
     picture = Image.new("RGB", (WIDTH, height), _PAPER)
@@ -98,9 +100,14 @@ def _draw_clip(evaluation: Evaluation, tops: dict[str, float]) -> Image.Image:
     return picture
 
 
-def _draw_frames(frames: U8, step: float) -> Image.Image:
-    """Draw the frames side by side; of a long clip, as many as are wide enough to be seen."""
+def draw_strip(frames: U8) -> Image.Image:
+    """Return the frames side by side; of a long clip, as many as are wide enough to be seen.
+
+    Args:
+        frames: uint8 [F, H, W, 3] RGB.
+    """
     num_frames, height, width, _ = frames.shape
+    step = _choose_step(num_frames)
     stride = max(1, round(LARGEST_CELL / 2 / step))
     cell = max(1, int(step * stride))
     cell_height = max(1, round(cell * height / width))
@@ -109,6 +116,11 @@ def _draw_frames(frames: U8, step: float) -> Image.Image:
         image = Image.fromarray(frames[index]).resize((cell, cell_height), Image.Resampling.BOX)
         strip.paste(image, (round(index * step), 0))
     return strip
+
+
+def _choose_step(num_frames: int) -> float:
+    """Return how many pixels of the picture's width a frame has."""
+    return min(LARGEST_CELL, (WIDTH - 2 * MARGIN) / num_frames)
 
 
 def _draw_bars(

@@ -7,9 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mutoscope.runtime.evaluation.consistency import Consistency, Similarity, average_figures
+from PIL import Image
+
+from mutoscope.runtime.evaluation.consistency import (
+    Consistency,
+    Similarity,
+    average_figures,
+    average_similarity,
+)
 from mutoscope.runtime.evaluation.joins import JoinRatio, average_ratios
-from mutoscope.runtime.evaluation.scene import U8
 
 _NONE: Final = "-"
 _MEAN: Final = "mean"
@@ -31,28 +37,33 @@ class Evaluation:
 
     Attributes:
         path: The clip's name.
-        frames: uint8 [F, H, W, 3] RGB.
+        num_frames: Of it.
+        height: Of its frames, pixels.
+        width: Of its frames, pixels.
         consistency: Its measures.
         joins: The first frame of each part but the first; empty if none were named.
         join_ratios: Each measure at joins against elsewhere; empty if none were named.
         similarity: How close it is to the reference, if there is one.
+        strip: Its frames side by side, for a plot; None if there will be none.
     """
 
     path: str
-    frames: U8
+    num_frames: int
+    height: int
+    width: int
     consistency: Consistency
     joins: Sequence[int] = ()
     join_ratios: dict[str, JoinRatio] = dataclasses.field(default_factory=dict)
     similarity: Similarity | None = None
+    strip: Image.Image | None = None
 
     def describe(self, *, pairs: bool) -> dict[str, Any]:
         """Return a JSON object; with `pairs`, also the measures of each pair of frames."""
-        num_frames, height, width, _ = self.frames.shape
         described: dict[str, Any] = {
             "path": self.path,
-            "num_frames": num_frames,
-            "height": height,
-            "width": width,
+            "num_frames": self.num_frames,
+            "height": self.height,
+            "width": self.width,
             **self.consistency.describe(),
         }
         if self.similarity is not None:
@@ -73,8 +84,12 @@ class Evaluation:
 
 
 def average(evaluations: Sequence[Evaluation]) -> dict[str, float | None]:
-    """Return the mean of each figure over the clips that have it; None if none has."""
-    return average_figures([evaluation.list_figures() for evaluation in evaluations])
+    """Return each figure of several clips together, as `average_figures`, `average_similarity`."""
+    figures = average_figures([evaluation.consistency.list_figures() for evaluation in evaluations])
+    compared = [e.similarity for e in evaluations if e.similarity is not None]
+    if compared:
+        figures |= dataclasses.asdict(average_similarity(compared))
+    return figures
 
 
 def average_joins(evaluations: Sequence[Evaluation]) -> dict[str, JoinRatio]:
@@ -102,7 +117,7 @@ def format_evaluations(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     means = average(evaluations)
     columns = {title: column for title, column in _COLUMNS.items() if column[0] in means}
     named = [(evaluation.path, evaluation.list_figures()) for evaluation in evaluations]
-    counts = [str(len(evaluation.frames)) for evaluation in evaluations]
+    counts = [str(evaluation.num_frames) for evaluation in evaluations]
     if len(named) > 1:
         named.append((_MEAN, means))
         counts.append("")

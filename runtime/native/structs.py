@@ -89,6 +89,8 @@ class BundleInfo(ctypes.Structure):
         ("num_frames_limit", Limit),
         ("height_limit", Limit),
         ("width_limit", Limit),
+        ("takes_context_windows", c_int32),
+        ("guidance_passes", c_int32),
     ]
 
 
@@ -219,6 +221,7 @@ class Result(ctypes.Structure):
         ("seconds_total", c_double),
         ("resident_bytes", c_uint64),
         ("peak_resident_bytes", c_uint64),
+        ("seconds_output", c_double),
     ]
 
 

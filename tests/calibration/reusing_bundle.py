@@ -65,10 +65,10 @@ def make_tables(path: Path) -> dict[str, ScheduleTable]:
     }
 
 
-def prefer_few_step(path: Path) -> None:
-    """Let the default scheduler of the bundle be the one that runs the second denoiser."""
+def prefer(path: Path, scheduler: str) -> None:
+    """Let this be the default scheduler of the bundle."""
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["defaults"]["scheduler"] = FEW_STEP_SCHEDULER
+    manifest["defaults"]["scheduler"] = scheduler
     write_manifest(path, manifest)
 
 

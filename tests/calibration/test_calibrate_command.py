@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mutoscope.calibration import calibrate as calibration
-from mutoscope.calibration.samples import SamplingProgress
+from mutoscope.calibration.sampling_progress import SamplingProgress
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.image_records import ImageRecord
 from mutoscope.runtime.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK

@@ -1,12 +1,18 @@
 """Calibration of bundles with several denoisers, one of them cut out of another."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
+from mutoscope.calibration.errors import CalibrationError
+from mutoscope.calibration.report import format_report
 from mutoscope.calibration.reuse_graphs import DEEP_FEATURE
-from mutoscope.calibration.samples import SamplingOptions, make_samples
+from mutoscope.calibration.samples import (
+    SamplingOptions,
+    make_samples,
+)
 from mutoscope.calibration.trajectory import TrajectoryJudge
 from mutoscope.engines.opening import open_engine
 from mutoscope.engines.options import EngineOptions
@@ -22,11 +28,14 @@ from tests.calibration.reusing_bundle import (
     REUSE,
     REUSING_SCHEDULER,
     make_reusing_bundle,
-    prefer_few_step,
+    prefer,
 )
-from tests.calibration.small_calibration import IMPOSSIBLE_DB, count_int8, make_up_times
+from tests.calibration.small_calibration import IMPOSSIBLE_DB, count_int8, make_up_times, read_files
+from tests.runtime.hand_made_bundle import write_manifest
 
 PROMPTS = ["a red circle", "a blue circle"]
+# Of the tables of ddim.
+MOST_STEPS = 8
 INT8_GRAPHS = ("unet/model_int8_reuse.onnx", "unet/model_int8_cpu_reuse.onnx")
 
 
@@ -107,14 +116,72 @@ def test_the_usual_components_are_those_of_the_default_clips(calibrate, quick):
 
 
 def test_a_bundle_that_runs_another_denoiser_by_default_calibrates_that(calibrate, path, quick):
-    prefer_few_step(path)
+    prefer(path, FEW_STEP_SCHEDULER)
     report = calibrate(components=())
     assert list(report.components) == ["text_encoder", FEW_STEP, "vae_decoder"]
     assert "int8" not in Bundle.open(path).find_component("unet").variants
-    # The base one, in clips that it makes.
-    ddim = SamplingOptions(scheduler="ddim", num_inference_steps=NUM_STEPS)
-    assert list(calibrate(sampling=ddim).components) == ["unet"]
+    # The base one, in clips that it makes: of the most steps up to 25, not of the default few.
+    report = calibrate(sampling=SamplingOptions(scheduler="ddim"))
+    assert list(report.components) == ["unet"]
+    assert report.num_inference_steps == MOST_STEPS > NUM_STEPS
+    assert list(format_report(report))[-1] == (
+        f'run it: mutoscope generate "..." --bundle {path} --scheduler ddim '
+        f"--num-inference-steps {MOST_STEPS} --variant int8 -o out.mp4"
+    )
     assert "int8" in Bundle.open(path).find_component(REUSE).variants
+
+
+@pytest.mark.parametrize(
+    ("default", "scheduler", "asked", "expected"),
+    [
+        (FEW_STEP_SCHEDULER, None, None, (FEW_STEP_SCHEDULER, NUM_STEPS)),
+        (FEW_STEP_SCHEDULER, FEW_STEP_SCHEDULER, None, (FEW_STEP_SCHEDULER, NUM_STEPS)),
+        (FEW_STEP_SCHEDULER, "DDIMScheduler", None, ("ddim", MOST_STEPS)),
+        (FEW_STEP_SCHEDULER, "ddim", 2, ("ddim", 2)),
+        (FEW_STEP_SCHEDULER, None, 2, ("ddim", 2)),
+        # The whole denoiser in place of the default plan, in as many steps.
+        (REUSING_SCHEDULER, None, None, ("ddim", NUM_STEPS)),
+        (REUSING_SCHEDULER, "ddim", None, ("ddim", NUM_STEPS)),
+    ],
+)
+def test_clips_have_the_steps_that_a_generation_takes(path, default, scheduler, asked, expected):
+    prefer(path, default)
+    bundle = Bundle.open(path)
+    settings = SamplingOptions(asked, scheduler).make_settings(bundle)
+    assert (settings.scheduler, settings.num_inference_steps) == expected
+    if scheduler is not None:
+        generated = make_settings(bundle, scheduler=scheduler, num_inference_steps=asked)
+        assert generated.num_inference_steps == settings.num_inference_steps
+
+
+def test_a_plan_is_no_schedule_to_calibrate_with(calibrate, path):
+    before = read_files(path)
+    message = f"{REUSING_SCHEDULER} with 4 steps is a plan already: calibrate with the schedule"
+    with pytest.raises(CalibrationError, match=message):
+        calibrate(sampling=SamplingOptions(scheduler=REUSING_SCHEDULER))
+    assert read_files(path) == before
+
+
+def test_where_the_default_reuses_features_the_whole_denoiser_is_calibrated(calibrate, path, quick):
+    prefer(path, REUSING_SCHEDULER)
+    report = calibrate()
+    assert list(report.components) == ["unet"]
+    assert list(format_report(report))[-1] == (
+        f'run it: mutoscope generate "..." --bundle {path} --variant int8 -o out.mp4'
+    )
+
+
+def test_a_plan_is_no_hint_for_a_denoiser(calibrate, path):
+    manifest = json.loads((path / "manifest.json").read_text())
+    schedules = manifest["schedules"]
+    manifest["schedules"] = {REUSING_SCHEDULER: schedules.pop(REUSING_SCHEDULER), **schedules}
+    write_manifest(path, manifest)
+    prefer(path, FEW_STEP_SCHEDULER)
+    message = (
+        f"unet makes none of these clips, {FEW_STEP} does: use --scheduler ddim, or {FEW_STEP}"
+    )
+    with pytest.raises(ParameterError, match=message):
+        calibrate(components=("unet",))
 
 
 def test_a_denoiser_that_makes_none_of_the_clips_is_refused(calibrate):

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from contextlib import closing
 
@@ -9,6 +10,7 @@ from mutoscope.calibration.plan_costs import RowWeights, choose_probe, make_cost
 from mutoscope.calibration.plan_search import UNCHANGED, RowChoice
 from mutoscope.calibration.plan_trials import PlanTrials
 from mutoscope.calibration.samples import CalibrationSample
+from mutoscope.calibration.tuned_schedule import find_schedule
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import CancelledError
 from mutoscope.runtime.metrics import MAXIMUM_PSNR_DB, psnr_db
@@ -145,6 +147,21 @@ def test_clips_are_counted_by_the_rows_that_ran(trials):
         assert (trials.num_clips - before) * rows == pytest.approx(ran)
 
 
+def test_a_whole_clip_is_that_of_the_plan_and_is_timed(trials):
+    plan = make_plan(trials, row_1=REUSED, row_3=UNGUIDED)
+    clip = trials.make_whole_clip(1, plan, "separate")
+    assert clip.psnr_db == trials.measure(1, plan).psnr_db < MAXIMUM_PSNR_DB
+    assert clip.seconds > 0
+
+
+def test_what_is_timed_is_the_last_row_in_the_arrays_of_the_clip(trials):
+    record = trials.find_record("unet")
+    (sample,) = [name for name, tensor in record.inputs.items() if tensor.source == "latents"]
+    first, second = trials.unchanged[0].rows.feeds
+    assert first[sample] is second[sample]  # not a copy for each pass
+    assert any((first[name] != second[name]).any() for name in first if name != sample)
+
+
 def test_a_clip_is_cancelled_at_a_row(trials):
     seen = []
 
@@ -155,7 +172,7 @@ def test_a_clip_is_cancelled_at_a_row(trials):
     for make in (
         lambda: trials.measure(0, make_plan(trials, row_2=REUSED), on_row),
         lambda: trials.make_unchanged(0, MAX_AGE, on_row),
-        lambda: trials.measure_seconds(0, trials.schedule.unchanged, "separate", on_row),
+        lambda: trials.make_whole_clip(0, trials.schedule.unchanged, "separate", on_row),
     ):
         seen.clear()
         with pytest.raises(CancelledError):
@@ -172,6 +189,16 @@ def test_latents_that_are_not_finite_are_an_error(bundle):
         pytest.raises(TuningError, match=r"NaN or infinite: .*a square.*seed 3"),
     ):
         broken.make_unchanged(0, MAX_AGE)
+
+
+def test_no_row_reuses_features_with_the_shallow_part_of_another_denoiser(bundle):
+    manifest = bundle.manifest
+    other = dataclasses.replace(manifest.components[REUSE], weights_of="unet_few_step")
+    changed = dataclasses.replace(manifest, components={**manifest.components, REUSE: other})
+    options = {"reuses_features": True, "drops_guidance": True}
+    assert find_schedule(bundle, TUNED, NUM_STEPS, **options).shallow == REUSE
+    bundle = dataclasses.replace(bundle, manifest=changed)
+    assert find_schedule(bundle, TUNED, NUM_STEPS, **options).shallow is None
 
 
 def test_a_plan_is_the_table_with_other_denoisers_and_guidance(trials):

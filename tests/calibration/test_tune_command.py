@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -177,11 +178,16 @@ def test_help_has_examples_and_the_unit_of_options(run_command):
         assert option in result.stdout
 
 
-def test_the_command_runs_without_what_only_the_calibration_needs(
-    run_tune, reusing_bundle, monkeypatch
-):
-    for name in [name for name in sys.modules if name.startswith("mutoscope.calibration")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    result = run_tune("--min-psnr-db", "15")
-    assert result.exit_code == EXIT_OK, result.stderr
+def test_the_command_runs_without_what_only_the_calibration_needs(path, prompts):
+    program = (
+        "import sys; sys.modules['onnx_ir'] = None; from mutoscope.runtime.main import run; "
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    arguments = ("tune", path, "--prompts", prompts, "--name", PLAN, *QUICK, "--min-psnr-db", "15")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == EXIT_OK, done.stderr

@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from mutoscope.calibration import TuningError, plan_finding, tuned_schedule
+from mutoscope.calibration import TuningError, tuned_schedule
 from mutoscope.calibration.errors import CalibrationError
-from mutoscope.calibration.guidance_timing import GuidanceTiming
 from mutoscope.calibration.samples import SamplingOptions, make_samples
-from mutoscope.calibration.tuning import TuningOptions, tune_bundle
+from mutoscope.calibration.tuned_schedule import find_schedule
+from mutoscope.calibration.tuning import tune_bundle
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.errors import (
     CancelledError,
@@ -25,6 +25,7 @@ from tests.calibration.reusing_bundle import (
     REUSE,
     REUSING_SCHEDULER,
     make_reusing_bundle,
+    prefer,
 )
 from tests.calibration.small_calibration import (
     IMPOSSIBLE_DB,
@@ -34,19 +35,18 @@ from tests.calibration.small_calibration import (
 )
 from tests.calibration.tuned_bundle import (
     NUM_STEPS,
-    ONE_THREAD,
     PLAN,
+    ROUNDED_DB,
     TUNED,
     generate,
     make_all_guided,
+    make_options,
     make_up_passes,
     measure_anew,
 )
 from tests.runtime.hand_made_bundle import write_manifest
 
 TABLE = f"schedules/{PLAN}_{NUM_STEPS}.json"
-# The report has hundredths.
-ROUNDED_DB = 0.0051
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +67,7 @@ def tune(path, prompts, monkeypatch):
     make_up_passes(monkeypatch)
 
     def run(on_progress=None, **changes):
-        options = TuningOptions(
-            scheduler=TUNED,
-            num_inference_steps=NUM_STEPS,
-            num_samples=2,
-            prompts=prompts,
-            name=PLAN,
-            # The denoiser of this bundle mixes what is in a batch.
-            times_guidance_passes=False,
-            engine=ONE_THREAD,
-        )
-        return tune_bundle(Bundle.open(path), dataclasses.replace(options, **changes), on_progress)
+        return tune_bundle(Bundle.open(path), make_options(prompts, **changes), on_progress)
 
     return run
 
@@ -210,9 +200,45 @@ def test_a_plan_is_replaced_with_force_only(tune, path):
     assert list(Bundle.open(path).manifest.schedules[PLAN]) == ["8", "4"]
 
 
+def test_what_a_bundle_without_guidance_could_tune_is_another_schedule(tune, path, deep_bundle):
+    change = {"guidance": False}
+    write_manifest(path, json.loads((path / "manifest.json").read_text()) | change)
+    with pytest.raises(
+        TuningError, match=r"few-step has nothing to tune: .*: use --scheduler ddim$"
+    ):
+        tune(scheduler=FEW_STEP_SCHEDULER, num_inference_steps=4)
+    shutil.rmtree(path)
+    shutil.copytree(deep_bundle, path)
+    write_manifest(path, json.loads((path / "manifest.json").read_text()) | change)
+    with pytest.raises(TuningError, match=r"export the checkpoint again with --reuse-layers 1$"):
+        tune()
+
+
+def test_a_variant_that_only_other_components_have_is_no_variant_of_the_plan(
+    tune, calibrate, path, monkeypatch
+):
+    make_up_times(monkeypatch)
+    calibrate(components=("vae_decoder",))
+    before = read_files(path)
+    message = (
+        r"variant is 'int8', which unet does not have \(it has float32\): calibrate it first: "
+        f"mutoscope calibrate {path} --components unet --scheduler ddim$"
+    )
+    with pytest.raises(ParameterError, match=message):
+        tune(variant="int8")
+    assert read_files(path) == before
+
+
 def test_without_a_scheduler_the_first_with_25_steps_is_meant(tune):
     with pytest.raises(ParameterError, match=r"num_inference_steps is 25; .* ddim for .*: use 8"):
         tune(scheduler=None, num_inference_steps=None)
+
+
+@pytest.mark.parametrize(("default", "num_steps"), [(TUNED, 4), (FEW_STEP_SCHEDULER, NUM_STEPS)])
+def test_without_steps_those_that_a_generation_takes_are_tuned(path, default, num_steps):
+    prefer(path, default)
+    found = find_schedule(Bundle.open(path), TUNED, None, reuses_features=True, drops_guidance=True)
+    assert (found.scheduler, found.table.num_inference_steps) == (TUNED, num_steps)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +249,12 @@ def test_without_a_scheduler_the_first_with_25_steps_is_meant(tune):
         ({"min_psnr_db": np.nan}, ParameterError, "min_psnr_db is nan; it must be a number: use"),
         ({"num_samples": 0}, CalibrationError, "num_samples is 0; it must be at least 1"),
         ({"name": "a plan"}, ParameterError, "name is 'a plan'; it may have small letters.*reuse"),
-        ({"name": TUNED}, ParameterError, "name is 'ddim', which is a scheduler of this bundle"),
+        ({"name": TUNED}, ParameterError, "name is 'ddim', which .* plan: choose another --name"),
+        (
+            {"name": "d.dim"},
+            ParameterError,
+            "name is 'd.dim', which is too like 'ddim', a schedule",
+        ),
         (
             {"scheduler": REUSING_SCHEDULER, "num_inference_steps": 4},
             TuningError,
@@ -335,12 +366,13 @@ def test_a_bundle_is_untouched_by_a_failure_while_it_is_written(tune, path, monk
 def test_progress_never_goes_back_within_a_part_and_ends_with_all_of_it(tune):
     calls = []
     tune(lambda *call: calls.append(call), times_guidance_passes=True)
-    labels = list_labels(calls)
+    # The plan is made once more in one batch, if that is measured to be faster.
+    labels = [label for label in list_labels(calls) if label != "the plan in batched passes"]
     assert labels == [
         "clips of ddim",
+        "timing guidance",
         "changing single rows",
         "trying plans",
-        "timing guidance",
         "timing clips",
     ]
     for label in labels:
@@ -348,27 +380,3 @@ def test_progress_never_goes_back_within_a_part_and_ends_with_all_of_it(tune):
         assert [done for done, _ in part] == sorted(done for done, _ in part)
         assert all(done <= total for done, total in part)
         assert part[-1][0] == part[-1][1], label
-
-
-@pytest.mark.parametrize(
-    ("batched", "chosen"), [(0.5, "batched"), (0.94, "batched"), (0.96, "separate")]
-)
-def test_guidance_is_batched_by_default_where_that_is_faster_by_more_than_5_percent(
-    tune, path, monkeypatch, batched, chosen
-):
-    timing = GuidanceTiming(1.0, batched, None)
-    monkeypatch.setattr(plan_finding, "time_guidance_passes", lambda *_: timing)
-    report = tune(times_guidance_passes=True)
-    assert report.guidance_passes == chosen
-    assert Bundle.open(path).manifest.defaults.guidance_passes == chosen
-    if chosen == "batched":
-        report = tune(force=True)
-        assert report.guidance_timing is None
-        assert report.guidance_passes == "batched"
-
-
-def test_both_ways_of_guidance_are_timed(tune):
-    timing = tune(times_guidance_passes=True).guidance_timing
-    assert timing.seconds_separate > 0
-    assert timing.seconds_batched > 0
-    assert timing.extra_bytes is None or timing.extra_bytes >= 0

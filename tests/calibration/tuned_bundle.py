@@ -12,6 +12,7 @@ from mutoscope.calibration import plan_costs, plan_finding
 from mutoscope.calibration.plan_trials import PlanTrials
 from mutoscope.calibration.samples import SamplingOptions, make_samples
 from mutoscope.calibration.tuned_schedule import find_schedule
+from mutoscope.calibration.tuning import TuningOptions
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.metrics import psnr_db
 from mutoscope.runtime.pipeline import VideoPipeline
@@ -22,6 +23,8 @@ PROMPTS = ["a red circle", "a blue circle moves left"]
 # are so small.
 SECONDS_WHOLE, SECONDS_SHALLOW = 1.0, 0.3
 ONE_THREAD = EngineOptions(num_threads=1)
+# The report has hundredths.
+ROUNDED_DB = 0.0051
 
 
 def make_up_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +33,21 @@ def make_up_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             module, "measure_passes", lambda records: (SECONDS_WHOLE, SECONDS_SHALLOW)
         )
+
+
+def make_options(prompts, **changes):
+    """Options of a tuning with little work."""
+    options = TuningOptions(
+        scheduler=TUNED,
+        num_inference_steps=NUM_STEPS,
+        num_samples=2,
+        prompts=prompts,
+        name=PLAN,
+        # The denoiser of this bundle mixes what is in a batch.
+        times_guidance_passes=False,
+        engine=ONE_THREAD,
+    )
+    return dataclasses.replace(options, **changes)
 
 
 def open_trials(bundle, scheduler=TUNED, num_inference_steps=NUM_STEPS):

@@ -127,12 +127,12 @@ def test_a_baked_text_is_taken_from_there_and_others_from_the_text_encoder(
         (
             {"prompt_embeds": np.zeros((2, 8, FEATURES), np.float32)},
             {"texts": TEXTS_JSON},
-            r"prompt_embeds is float32\[2, 8, 6\]; it must have a row for each of 3 texts",
+            r"'prompt_embeds' is float32\[2, 8, 6\]; it must have a row for each of 3 texts",
         ),
         (
             {"prompt_embeds": np.zeros(3, np.float32)},
             {"texts": TEXTS_JSON},
-            r"prompt_embeds is float32\[3\]; it must have a row",
+            r"'prompt_embeds' is float32\[3\]; it must have a row",
         ),
         (
             {"other": np.zeros((3, 8, FEATURES), np.float32)},
@@ -210,7 +210,7 @@ def test_verify_reads_all_baked_prompts_and_generates_with_one(
     broken[2, 0, 0] = np.nan
     bake(small_bundle, {"prompt_embeds": broken})
     assert main.run(["verify", str(small_bundle)]) == 1
-    assert "has a damaged tensor prompt_embeds" in "".join(capsys.readouterr())
+    assert "has a damaged tensor 'prompt_embeds'" in "".join(capsys.readouterr())
 
 
 def encode_all(bundle: Path) -> np.ndarray:

@@ -1,8 +1,12 @@
 """Frames that go to a file, or to a callback, as they are decoded."""
 
+import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +14,21 @@ import av
 import numpy as np
 import pytest
 
-from mutoscope.runtime import decoding, main
+from mutoscope.runtime import decoding, main, video_files
 from mutoscope.runtime.components import Components
 from mutoscope.runtime.errors import CancelledError, OutputError
 from mutoscope.runtime.latents_files import save_latents
 from mutoscope.runtime.pipeline import VideoPipeline
 from mutoscope.runtime.video import Video
+from mutoscope.runtime.video_files import AddFrames, Clip
 from tests.runtime.native.native_bundles import make_image, make_image_bundle
 
 PROMPT = "a red circle moves left"
 OPTIONS: dict[str, Any] = {"seed": 1, "num_inference_steps": 1}
 # What a clip of 128 frames may take of the memory of one of 16.
 MAXIMUM_GROWTH = 1.3
+# Of writing, long beside all else that is done here.
+SECONDS_OF_A_PART = 0.05
 
 
 @pytest.fixture
@@ -52,6 +59,45 @@ def test_parts_are_the_frames_of_the_whole_with_all_that_belongs_to_it(
     assert streamed.latents is not None
     np.testing.assert_array_equal(streamed.latents, whole.latents)
     assert streamed.frames.shape == (0, 32, 48, 3)
+
+
+@pytest.mark.usefixtures("_two_frames_a_run")
+def test_the_time_of_on_frames_is_apart(pipeline: VideoPipeline) -> None:
+    started = time.perf_counter()
+    video = pipeline.generate(
+        PROMPT, **OPTIONS, on_frames=lambda part: time.sleep(SECONDS_OF_A_PART)
+    )
+    seconds = time.perf_counter() - started
+    timings = video.timings
+    assert timings.seconds_output >= 3 * SECONDS_OF_A_PART
+    assert 0 < timings.seconds_total <= seconds - timings.seconds_output
+    assert pipeline.generate(PROMPT, **OPTIONS).timings.seconds_output == 0
+
+
+@pytest.mark.usefixtures("_two_frames_a_run")
+def test_generate_and_decode_measure_the_writing_apart(
+    bundle_path: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @contextmanager
+    def open_slowly(path: Path, clip: Clip, video: Video) -> Iterator[AddFrames]:
+        yield lambda frames: time.sleep(SECONDS_OF_A_PART)
+        path.write_bytes(b"")
+        time.sleep(SECONDS_OF_A_PART)
+
+    monkeypatch.setitem(video_files._WRITERS, ".npy", open_slowly)
+    arguments = ["--bundle", str(bundle_path), "-o", "x.npy", "--json"]
+    options = ["--num-inference-steps", "1", "--save-latents", "x.npz"]
+    for command in (["generate", PROMPT, *options], ["decode", "x.npz", "--force"]):
+        started = time.perf_counter()
+        assert main.run([*command, *arguments]) == 0
+        seconds = time.perf_counter() - started
+        found = json.loads(capsys.readouterr().out)
+        timings = found["videos"][0] if "videos" in found else found
+        assert timings["seconds_output"] >= 4 * SECONDS_OF_A_PART
+        assert 0 < timings["seconds_total"] <= seconds - timings["seconds_output"]
 
 
 def test_a_video_whose_frames_were_taken_is_not_saved(

@@ -82,7 +82,7 @@ def test_latents_that_are_saved_tell_the_windows(path: Path, tmp_path: Path) -> 
         (("--context-stride", 0, "--num-frames", 33), "error: context_stride is 0; it must lie"),
         (
             ("--scheduler", "few-step", "--guidance-scale", 3),
-            "error: guidance_scale is 3; few-step takes no guidance in any step: leave it out, "
+            "error: guidance_scale is 3; no step of few-step takes guidance: leave it out, "
             "or use --scheduler ddim",
         ),
     ],

@@ -203,8 +203,9 @@ def test_graphs_in_float16_are_fed_and_read_in_float16(bundle: Bundle) -> None:
 def test_unequal_lengths_do_not_fit_into_a_batch(bundle: Bundle) -> None:
     passes = [make_prompt(2.0), make_prompt(0.5, length=5)]
     message = (
-        r"guidance_passes is 'batched', but encoder_hidden_states is \[1, 8, 6\] and \[1, 5, 6\] "
-        r"in the two passes; one batch needs equal shapes: use guidance_passes='separate'"
+        r"guidance_passes is 'batched' \(asked for, or this bundle's default\), but "
+        r"encoder_hidden_states is \[1, 8, 6\] and \[1, 5, 6\] in the two passes; one "
+        r"batch needs equal shapes: use guidance_passes='separate'"
     )
     with pytest.raises(ParameterError, match=message):
         make_denoiser(bundle, passes, "batched")

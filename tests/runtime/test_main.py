@@ -270,10 +270,23 @@ def test_inspect_shows_what_the_bundle_allows(
         "hand-made: none, 13 files, ",
         "    float32: unet/model.onnx, ",
         "  height         16 to 256, multiples of 16",
+        "  num_frames     1 to 32 at once, longer in windows",
         "  clip           6 frames of 32 x 48 pixels at 8 frames per second",
         "  ddim: 1-4, 8",
     ):
         assert line in text
+
+
+def test_inspect_promises_no_windows_where_the_denoiser_takes_all_frames(
+    own_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((own_bundle / "manifest.json").read_text())
+    inputs = manifest["components"]["unet"]["inputs"]
+    inputs["encoder_hidden_states"]["shape"][0] = "num_frames"
+    manifest["limits"]["num_frames"] |= {"minimum": 5, "maximum": 29, "multiple": 4, "offset": 1}
+    (own_bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert run("inspect", own_bundle) == 0
+    assert "  num_frames     5 to 29, multiples of 4 plus 1\n" in capsys.readouterr().out
 
 
 def test_inspect_prints_the_manifest_as_json(

@@ -177,9 +177,31 @@ def test_a_table_without_guidance_has_neither_a_scale_nor_a_second_pass(
     assert (settings.guidance_scale, settings.uses_guidance) == (1.0, False)
 
 
-def test_a_table_without_guidance_refuses_a_negative_prompt(pipeline: VideoPipeline) -> None:
-    with pytest.raises(ParameterError, match="negative_prompt has no effect at guidance_scale 1"):
-        pipeline.generate("a", negative_prompt="red", scheduler="few-step")
+@pytest.mark.parametrize("guidance_scale", [None, 1])
+def test_a_table_without_guidance_refuses_a_negative_prompt(
+    pipeline: VideoPipeline, guidance_scale: float | None
+) -> None:
+    with pytest.raises(ParameterError) as caught:
+        pipeline.generate(
+            "a", negative_prompt="red", scheduler="few-step", guidance_scale=guidance_scale
+        )
+    assert str(caught.value) == (
+        "negative_prompt has no effect; no step of few-step takes guidance: leave it out, or use "
+        "--scheduler ddim"
+    )
+
+
+def test_a_bundle_without_guidance_refuses_a_negative_prompt(path: Path) -> None:
+    bundle = Bundle.open(path)
+    manifest = dataclasses.replace(bundle.manifest, guidance=False)
+    with (
+        VideoPipeline(dataclasses.replace(bundle, manifest=manifest)) as pipeline,
+        pytest.raises(ParameterError) as caught,
+    ):
+        pipeline.generate("a", negative_prompt="red")
+    assert str(caught.value) == (
+        "negative_prompt has no effect; this bundle's denoiser works without guidance: leave it out"
+    )
 
 
 def test_without_guidance_passes_those_of_the_bundle_are_taken(path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from mutoscope.runtime import video_files
 from mutoscope.runtime.clip_files import load_clip
 from mutoscope.runtime.errors import CancelledError, OutputError, ParameterError
 from mutoscope.runtime.metrics import psnr_db
@@ -149,6 +150,17 @@ def test_no_ending_or_a_slash_makes_a_folder_of_images(
         with Image.open(path / name) as image:
             np.testing.assert_array_equal(np.asarray(image), frame)
             assert image.info["prompt"] == PROMPT
+
+
+def test_many_images_are_in_order_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_files, "FRAME_DIGITS", 1)  # as if ten frames were ten thousand
+    frames = make_frames(10)
+    path = Video(frames, 8.0).save(tmp_path / "out")
+    np.testing.assert_array_equal(load_clip(path), frames)
+    assert Video(frames[:1], 8.0).save(path, force=True) == path
+    assert os.listdir(path) == ["frame_1.png"]
 
 
 def test_png_is_one_image_and_carries_how_it_was_made(tmp_path: Path) -> None:

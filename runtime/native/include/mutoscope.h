@@ -213,6 +213,10 @@ typedef struct mutoscope_bundle_info {
     mutoscope_limit num_frames_limit;
     mutoscope_limit height_limit;
     mutoscope_limit width_limit;
+    /* Whether clips may be longer than num_frames_limit says, in context windows: 0 or 1. */
+    int32_t takes_context_windows;
+    /* A default: MUTOSCOPE_GUIDANCE_SEPARATE or MUTOSCOPE_GUIDANCE_BATCHED. */
+    int32_t guidance_passes;
 } mutoscope_bundle_info;
 
 /* A number that the denoiser takes and the caller may set. */
@@ -266,7 +270,9 @@ typedef struct mutoscope_generate_params {
     int32_t num_frames;
     int32_t height;
     int32_t width;
-    /* A number of steps that the bundle has a schedule table for. */
+    /* A number of steps that the bundle has a schedule table for. 0: the bundle's, or, where the
+     * scheduler has no table of that for the denoiser that runs by default, its most up to 25, else
+     * its fewest. */
     int32_t num_inference_steps;
     /* MUTOSCOPE_GUIDANCE_DEFAULT and so on. */
     int32_t guidance_passes;
@@ -366,11 +372,14 @@ typedef struct mutoscope_result {
     double seconds_sampler;
     double seconds_vae_decoder;
     double seconds_other;
+    /* From the call to the frames, without seconds_output. */
     double seconds_total;
     /* What the whole process has in memory now, and had at most; 0 where the system does not say.
      */
     uint64_t resident_bytes;
     uint64_t peak_resident_bytes;
+    /* The frame callback, and copies to where all frames go. */
+    double seconds_output;
 } mutoscope_result;
 
 /* The version of the library, "0.1.0". */

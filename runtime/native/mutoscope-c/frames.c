@@ -36,6 +36,8 @@ static int choose_format(struct frame_writer *writer, const char *format, int32_
             output->path);
     }
     writer->format = (enum frame_format)index;
+    /* All of one length: who reads them by name gets them in their order. */
+    output->name_digits = snprintf(NULL, 0, "%04d", (int)num_frames);
     output->is_folder =
         writer->format == FORMAT_PNG && !output->is_stream && strcmp(ending, ".png") != 0;
     if (writer->format == FORMAT_PNG && strcmp(ending, ".png") == 0 && num_frames > 1) {

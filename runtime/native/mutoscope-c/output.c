@@ -43,7 +43,7 @@ void find_output(struct output *output, const char *path, bool force) {
     }
 }
 
-/* frame_0001.png, and more digits from 10000 on. */
+/* frame_0001.png, or with more digits. */
 static bool is_frame_name(const char *name) {
     size_t digits;
     if (strncmp(name, "frame_", 6) != 0) return false;
@@ -162,7 +162,8 @@ bool open_frame_file(struct output *output, int frame_index) {
     size_t room = strlen(output->temporary) + 32;
     char *path = malloc(room);
     if (path == NULL) return false;
-    snprintf(path, room, "%s/frame_%04d.png", output->temporary, frame_index + 1);
+    snprintf(path, room, "%s/frame_%0*d.png", output->temporary, output->name_digits,
+             frame_index + 1);
     output->file = open(path, O_WRONLY | O_CREAT | O_EXCL, 0666);
     free(path);
     return output->file >= 0;

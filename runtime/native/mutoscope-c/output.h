@@ -11,11 +11,12 @@ struct output {
     bool is_folder;   /* of one file for each frame */
     bool force;       /* what is there may be replaced */
     bool reader_gone; /* it is a pipe that nobody reads */
+    int name_digits;  /* of the number in the names of a folder's files */
     int file;         /* -1: none is open, as in a folder between frames */
     char *temporary;  /* a file or folder beside the path; NULL for a stream */
 };
 
-/* Fill all but is_folder, which the caller knows. */
+/* Fill all but is_folder and name_digits, which the caller knows. */
 void find_output(struct output *output, const char *path, bool force);
 
 /* Check the path and make what is written to. Blocks until a named pipe is read.

@@ -123,7 +123,10 @@ static bool print_info_json(const mutoscope_pipeline *pipeline, const mutoscope_
     print_json_text(info->scheduler);
     printf(", \"negative_prompt\": ");
     print_json_text(info->negative_prompt);
-    printf("}, \"limits\": {");
+    printf(", \"guidance_passes\": ");
+    print_json_text(info->guidance_passes == MUTOSCOPE_GUIDANCE_BATCHED ? "batched" : "separate");
+    printf("}, \"takes_context_windows\": %s, \"limits\": {",
+           info->takes_context_windows ? "true" : "false");
     print_limit("num_frames", &info->num_frames_limit, ", ");
     print_limit("height", &info->height_limit, ", ");
     print_limit("width", &info->width_limit, "}, \"components\": {");
@@ -138,10 +141,10 @@ static bool print_info_json(const mutoscope_pipeline *pipeline, const mutoscope_
     return true;
 }
 
-static void print_limit_text(const char *name, const mutoscope_limit *limit) {
+static void print_limit_text(const char *name, const mutoscope_limit *limit, const char *beyond) {
     printf("  %-10s %d", name, (int)limit->minimum);
     if (limit->maximum > 0) {
-        printf(" to %d", (int)limit->maximum);
+        printf(" to %d%s", (int)limit->maximum, beyond);
     } else {
         printf(" and more");
     }
@@ -174,9 +177,10 @@ static bool print_info_text(const mutoscope_pipeline *pipeline, const mutoscope_
     printf("\nvariants\n");
     if (!print_list(pipeline, MUTOSCOPE_LIST_VARIANTS, NULL, false)) return false;
     printf("\nlimits\n");
-    print_limit_text("height", &info->height_limit);
-    print_limit_text("width", &info->width_limit);
-    print_limit_text("num_frames", &info->num_frames_limit);
+    print_limit_text("height", &info->height_limit, "");
+    print_limit_text("width", &info->width_limit, "");
+    print_limit_text("num_frames", &info->num_frames_limit,
+                     info->takes_context_windows ? " at once, longer in windows" : "");
     printf("\ndefaults\n  scheduler      %s, %d steps\n", info->scheduler,
            (int)info->num_inference_steps);
     if (info->guidance) printf("  guidance scale %g\n", info->guidance_scale);
@@ -224,6 +228,7 @@ void print_result(const mutoscope_pipeline *pipeline, const struct options *opti
     print_json_number("seconds_sampler", result->seconds_sampler);
     print_json_number("seconds_vae_decoder", result->seconds_vae_decoder);
     print_json_number("seconds_other", result->seconds_other);
+    print_json_number("seconds_output", result->seconds_output);
     print_json_number("seconds_total", result->seconds_total);
     printf(", \"resident_bytes\": %llu, \"peak_resident_bytes\": %llu}\n",
            (unsigned long long)result->resident_bytes,

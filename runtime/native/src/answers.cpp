@@ -35,6 +35,10 @@ mutoscope_bundle_info make_bundle_info(const Pipeline &pipeline) {
     info.num_frames_limit = make_limit(manifest.limits.num_frames);
     info.height_limit = make_limit(manifest.limits.height);
     info.width_limit = make_limit(manifest.limits.width);
+    info.takes_context_windows = can_have_windows(manifest);
+    info.guidance_passes = manifest.defaults.guidance_passes == "batched"
+                               ? MUTOSCOPE_GUIDANCE_BATCHED
+                               : MUTOSCOPE_GUIDANCE_SEPARATE;
     return info;
 }
 
@@ -82,7 +86,7 @@ mutoscope_settings make_public_settings(const Pipeline &pipeline, const Generati
 }
 
 mutoscope_result make_result(const Generation &generation, const Timings &timings,
-                             double seconds_total) {
+                             double seconds_since_start) {
     mutoscope_result result{};
     result.num_frames = generation.settings.num_frames;
     result.height = generation.settings.height;
@@ -97,7 +101,8 @@ mutoscope_result make_result(const Generation &generation, const Timings &timing
     result.seconds_sampler = timings.seconds_sampler;
     result.seconds_vae_decoder = timings.seconds_vae_decoder;
     result.seconds_other = timings.seconds_other;
-    result.seconds_total = seconds_total;
+    result.seconds_total = seconds_since_start - timings.seconds_output;
+    result.seconds_output = timings.seconds_output;
     const MemoryFigures memory = read_memory_figures();
     result.resident_bytes = memory.resident_bytes;
     result.peak_resident_bytes = memory.peak_resident_bytes;

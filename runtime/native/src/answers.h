@@ -12,7 +12,7 @@ mutoscope_bundle_info make_bundle_info(const Pipeline &pipeline);
 mutoscope_condition_info make_condition_info(const Manifest &manifest, const std::string &name);
 mutoscope_settings make_public_settings(const Pipeline &pipeline, const Generation &generation);
 mutoscope_result make_result(const Generation &generation, const Timings &timings,
-                             double seconds_total);
+                             double seconds_since_start);
 
 }  // namespace mutoscope
 

@@ -60,7 +60,7 @@ BakedPrompts::BakedPrompts(const Bundle &bundle, const std::string &name)
         if (tensor.shape.size() >= 2 && static_cast<uint64_t>(tensor.shape[0]) == texts_.size()) {
             continue;
         }
-        throw BundleError(name + ": " + output + " is float32" + format_shape(tensor.shape) +
+        throw BundleError(name + ": " + quote(output) + " is float32" + format_shape(tensor.shape) +
                           "; it must have a row for each of " + std::to_string(texts_.size()) +
                           " texts: export again");
     }

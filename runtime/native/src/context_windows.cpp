@@ -45,6 +45,10 @@ void check_can_cut(const Manifest &manifest, int64_t num_frames,
 
 }  // namespace
 
+bool can_have_windows(const Manifest &manifest) {
+    return find_input_of_all_frames(manifest).empty();
+}
+
 int64_t count_latent_frames(const LatentsRecord &record, int64_t num_frames) {
     return (num_frames - 1) / record.vae_scale_factor_temporal + 1;
 }

@@ -32,6 +32,9 @@ struct ContextWindows {
 // How many frames of latents decode to so many frames.
 int64_t count_latent_frames(const LatentsRecord &record, int64_t num_frames);
 
+// Whether clips may be longer than the limits say, in windows.
+bool can_have_windows(const Manifest &manifest);
+
 // The windows of a clip: some if the caller asks for them, or if it is longer than the bundle
 // allows at once. Raises ParameterError; then num_frames is one that the bundle allows.
 ContextWindows choose_windows(const Manifest &manifest, int64_t num_frames,

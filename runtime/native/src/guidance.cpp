@@ -9,7 +9,8 @@ namespace mutoscope {
 namespace {
 
 constexpr const char *kWayOut = "use guidance_passes='separate'";
-constexpr const char *kBatched = "guidance_passes is 'batched', but ";
+constexpr const char *kBatched =
+    "guidance_passes is 'batched' (asked for, or this bundle's default), but ";
 
 // The name of the axis that clips are stacked along.
 const std::string &find_batch_axis(const ComponentRecord &record) {
@@ -108,6 +109,7 @@ GuidedDenoiser::GuidedDenoiser(const Bundle &bundle, Components &components, con
       components_(components),
       plan_(plan),
       context_(context),
+      num_passes_(passes.size()),
       is_batched_(is_batched && passes.size() == 2),
       model_output_(Array::make(DType::float32, latents_shape)) {
     for (const std::string &name : plan.denoisers) {
@@ -121,8 +123,10 @@ GuidedDenoiser::Denoiser GuidedDenoiser::make_denoiser(const std::string &name,
     Denoiser denoiser;
     denoiser.record = &bundle_.find_component(name);
     const DType dtype = denoiser.record->outputs.front().second.dtype;
+    const size_t num_passes = plan_.guided.count(name) > 0 ? num_passes_ : 1;
     std::vector<NamedArrays> feeds;
-    for (Values values : passes) {
+    for (size_t pass = 0; pass < num_passes; ++pass) {
+        Values values = passes[pass];
         values[kLatents] = Array::make_zeros(DType::float32, latents_shape);
         values[kTimestep] = Array::make_number(0);
         for (const auto &[input, tensor] : denoiser.record->inputs) {
@@ -133,7 +137,7 @@ GuidedDenoiser::Denoiser GuidedDenoiser::make_denoiser(const std::string &name,
         }
         feeds.push_back(own_arrays(*denoiser.record, components_.make_feeds(name, values)));
     }
-    if (is_batched_) {
+    if (is_batched_ && num_passes == 2) {
         Shape both = latents_shape;
         both[0] = 2;
         denoiser.batch =
@@ -188,7 +192,7 @@ Array GuidedDenoiser::run(const Array &sample, const Row &row, const float *fram
                           Carried &carried) {
     Denoiser &denoiser = denoisers_.at(plan_.find_denoiser(row));
     const size_t num_passes = row.guidance ? denoiser.passes.size() : 1;
-    carried.resize(denoiser.passes.size());
+    carried.resize(num_passes_);
     if (num_passes == 2 && is_batched_) {
         const Array both = run_graph(row, *denoiser.batch, sample, carried.begin(), 2);
         combine(both.as<float>(), both.as<float>() + model_output_.size(), frame_guidance);

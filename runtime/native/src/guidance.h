@@ -43,7 +43,7 @@ private:
     };
     struct Denoiser {
         const ComponentRecord *record = nullptr;
-        std::vector<Run> passes;   // one after the other
+        std::vector<Run> passes;   // one after the other; without guidance the prompt's alone
         std::optional<Run> batch;  // of both
     };
 
@@ -61,6 +61,7 @@ private:
     Components &components_;
     const RowPlan &plan_;
     RunContext context_;
+    size_t num_passes_;
     bool is_batched_;
     std::map<std::string, Denoiser> denoisers_;
     Array model_output_;

@@ -99,6 +99,8 @@ std::vector<Values> Pipeline::read_prompts(const Request &request, const Setting
     PromptInput negative = request.negative_prompt;
     if (!settings.uses_guidance()) {
         if ((negative.text && !negative.text->empty()) || !negative.arrays.empty()) {
+            const auto refusal = find_guidance_refusal(bundle_, settings);
+            if (refusal) throw ParameterError("negative_prompt has no effect; " + *refusal);
             throw ParameterError("negative_prompt has no effect at guidance_scale " +
                                  format_number(settings.guidance_scale) +
                                  ": leave it out, or use a guidance_scale above 1");
@@ -169,8 +171,12 @@ void Pipeline::run_components(Generation &generation, const Callbacks &callbacks
     const DecodeCallbacks decoding{
         [&](int done, int total) { report(MUTOSCOPE_STAGE_DECODING, "run", done, total); },
         [&](int frame_index, const uint8_t *pixels) {
-            check_cancelled(callbacks.on_frame(frame_index, pixels),
-                            "frame " + std::to_string(frame_index + 1));
+            bool goes_on = false;
+            {
+                const Stopwatch stopwatch(context.timings.seconds_output);
+                goes_on = callbacks.on_frame(frame_index, pixels);
+            }
+            check_cancelled(goes_on, "frame " + std::to_string(frame_index + 1));
         }};
     decode_latents(bundle_, components_, clean, generation.decode_plan, settings.frames_shape(),
                    decoding, context);

@@ -112,6 +112,7 @@ RowPlan plan_rows(const Manifest &manifest, const ScheduleTable &table, const st
         for (size_t i = 1; i < record.outputs.size(); ++i) {
             makers[record.outputs[i].first] = {denoiser, row.guidance};
         }
+        if (row.guidance) plan.guided.insert(denoiser);
         auto &known = plan.denoisers;
         if (std::find(known.begin(), known.end(), denoiser) == known.end()) {
             known.push_back(denoiser);

@@ -21,6 +21,8 @@ struct RowPlan {
     std::string default_denoiser;  // of the rows that name none
     // Those that run, in the order in which rows first run them.
     std::vector<std::string> denoisers;
+    // Those of them that some row runs with guidance.
+    std::set<std::string> guided;
     // By denoiser, which of its outputs beside the first later rows take.
     std::map<std::string, std::set<std::string>> returns;
 

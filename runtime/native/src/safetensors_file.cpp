@@ -9,11 +9,13 @@
 #include "error.h"
 #include "file_reader.h"
 #include "json_reader.h"
+#include "text.h"
 
 namespace mutoscope {
 namespace {
 
 constexpr uint64_t kLengthBytes = 8;
+constexpr size_t kMaxRank = 8;
 constexpr const char *kMetadata = "__metadata__";
 constexpr const char *kDType = "F32";
 
@@ -56,7 +58,7 @@ std::optional<uint64_t> count_bytes(const Shape &shape, uint64_t most) {
 SafetensorsHeader::Tensor read_tensor(std::string_view key, const JsonValue &value, uint64_t start,
                                       const std::string &name,
                                       std::vector<std::pair<uint64_t, uint64_t>> &places) {
-    const std::string tensor(key);
+    const std::string tensor = quote(key);
     const bool is_object = value.kind() == JsonKind::object;
     const auto dtype = is_object ? value.find("dtype") : std::nullopt;
     if (!dtype || dtype->kind() != JsonKind::text || dtype->text() != kDType) {
@@ -66,6 +68,10 @@ SafetensorsHeader::Tensor read_tensor(std::string_view key, const JsonValue &val
     if (!read_counts(value.find("shape"), 1, shape) ||
         !read_counts(value.find("data_offsets"), 0, offsets) || offsets.size() != 2) {
         fail(name, "has a tensor " + tensor + " without a shape or a place");
+    }
+    if (shape.size() > kMaxRank) {
+        fail(name, "has a tensor " + tensor + " of " + std::to_string(shape.size()) +
+                       " axes, more than " + std::to_string(kMaxRank));
     }
     const auto first = static_cast<uint64_t>(offsets[0]), last = static_cast<uint64_t>(offsets[1]);
     if (last < first || count_bytes(shape, last - first) != last - first) {
@@ -116,9 +122,11 @@ SafetensorsFile::SafetensorsFile(std::string path, uint64_t file_bytes, std::str
     read(0, static_cast<size_t>(std::min(file_bytes, kLengthBytes)), bytes);
     uint64_t length = 0;
     for (size_t i = 0; i < kLengthBytes; ++i) length |= static_cast<uint64_t>(bytes[i]) << (8 * i);
-    if (file_bytes < kLengthBytes || length > file_bytes - kLengthBytes || length > kMaxJsonBytes) {
-        fail(name_, "has a header of " + std::to_string(length) + " bytes, which it cannot hold");
+    const std::string header = "has a header of " + std::to_string(length) + " bytes, ";
+    if (file_bytes < kLengthBytes || length > file_bytes - kLengthBytes) {
+        fail(name_, header + "which it cannot hold");
     }
+    if (length > kMaxJsonBytes) fail(name_, header + "more than " + std::to_string(kMaxJsonBytes));
     std::string text(static_cast<size_t>(length), '\0');
     read(kLengthBytes, text.size(), text.data());
     header_ = parse_safetensors(text, file_bytes, name_);
@@ -135,7 +143,7 @@ Array SafetensorsFile::read_row(const std::string &tensor, size_t index) const {
     const auto is_finite = [](float value) { return std::isfinite(value); };
     if (error == std::errc::result_out_of_range ||
         (!error && !std::all_of(values, values + row.size(), is_finite))) {
-        fail(name_, "has a damaged tensor " + tensor);
+        fail(name_, "has a damaged tensor " + quote(tensor));
     }
     if (error) fail(name_, "cannot be read: " + error.message());
     return row;

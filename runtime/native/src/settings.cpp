@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "error.h"
 #include "text.h"
@@ -19,18 +20,6 @@ double check_number(const std::string &name, double value) {
     return value;
 }
 
-// Why guidance cannot work with a scheduler, and the way out. Reads tables of others.
-std::string find_guidance_refusal(const Bundle &bundle, const std::string &scheduler) {
-    if (!bundle.manifest().guidance) return "this bundle's denoiser works without guidance: use 1";
-    const std::string refusal = scheduler + " takes no guidance in any step: leave it out";
-    for (const auto &[other, tables] : bundle.manifest().schedules) {
-        const std::vector<int> steps = list_steps(tables);
-        if (steps.empty() || !bundle.load_schedule(other, steps.front()).takes_guidance()) continue;
-        return refusal + ", or use --scheduler " + other;
-    }
-    return refusal;
-}
-
 void check_guidance(const Bundle &bundle, const Wishes &wishes, Settings &settings) {
     const DefaultsRecord &defaults = bundle.manifest().defaults;
     const bool can_guide = bundle.manifest().guidance && settings.table.takes_guidance();
@@ -40,9 +29,9 @@ void check_guidance(const Bundle &bundle, const Wishes &wishes, Settings &settin
             throw ParameterError(name + " is " + format_number(value) +
                                  "; it must be at least 1: use 1 for no guidance" + of_what);
         }
-        if (value > 1 && !can_guide) {
-            throw ParameterError(name + " is " + format_number(value) + "; " +
-                                 find_guidance_refusal(bundle, settings.scheduler));
+        if (value <= 1) return value;
+        if (const auto refusal = find_guidance_refusal(bundle, settings)) {
+            throw ParameterError(name + " is " + format_number(value) + "; " + *refusal);
         }
         return value;
     };
@@ -114,33 +103,70 @@ int check_size(const std::string &name, int64_t value) {
     return static_cast<int>(value);
 }
 
+// How far a number of steps is from the nearest that there is a table of.
+int64_t count_to_nearest(const Ordered<std::string> &tables, int64_t num_inference_steps) {
+    int64_t nearest = INT64_MAX;
+    for (const int count : list_steps(tables)) {
+        nearest = std::min(nearest, std::abs(num_inference_steps - count));
+    }
+    return nearest;
+}
+
+// The first scheduler, after the default one, whose tables come nearest to these steps.
+std::string choose_scheduler(const Manifest &manifest, int64_t num_inference_steps) {
+    std::string chosen = manifest.defaults.scheduler;
+    int64_t nearest = count_to_nearest(*find(manifest.schedules, chosen), num_inference_steps);
+    for (const auto &[name, tables] : manifest.schedules) {
+        const int64_t distance = count_to_nearest(tables, num_inference_steps);
+        if (distance >= nearest) continue;
+        nearest = distance;
+        chosen = name;
+    }
+    return chosen;
+}
+
+// Whether a scheduler's table of the default steps has the denoiser of the default schedule.
+bool runs_default_denoiser(const Bundle &bundle, const std::string &scheduler) {
+    const Manifest &manifest = bundle.manifest();
+    const int num_inference_steps = manifest.defaults.num_inference_steps;
+    const std::string default_scheduler = choose_scheduler(manifest, num_inference_steps);
+    if (scheduler == default_scheduler) return true;
+    const auto find_denoiser = [&](const std::string &name) {
+        const ScheduleTable table = bundle.load_schedule(name, num_inference_steps);
+        return table.denoiser.empty() ? find_first_denoiser(manifest) : table.denoiser;
+    };
+    const std::string denoiser = find_denoiser(scheduler);
+    return denoiser == find_denoiser(default_scheduler);
+}
+
+// The number of steps of a scheduler that was asked for without one.
+int choose_steps(const Bundle &bundle, const std::string &scheduler) {
+    const Manifest &manifest = bundle.manifest();
+    const int default_steps = manifest.defaults.num_inference_steps;
+    const std::vector<int> counts = list_steps(*find(manifest.schedules, scheduler));
+    if (counts.empty()) return default_steps;
+    const auto above = std::upper_bound(counts.begin(), counts.end(), kUsualNumInferenceSteps);
+    const int most = above == counts.begin() ? counts.front() : *(above - 1);
+    const bool has_default = std::binary_search(counts.begin(), counts.end(), default_steps);
+    const bool takes_default =
+        has_default && default_steps != most && runs_default_denoiser(bundle, scheduler);
+    return takes_default ? default_steps : most;
+}
+
 // The scheduler and the number of steps: runtime/schedule_choice.py has the rules.
 void choose_schedule(const Bundle &bundle, const Wishes &wishes, Settings &settings) {
     const Manifest &manifest = bundle.manifest();
-    const DefaultsRecord &defaults = manifest.defaults;
-    const auto has = [&](const std::string &name, int64_t steps) {
-        return find(*find(manifest.schedules, name), std::to_string(steps)) != nullptr;
-    };
-    int64_t steps = wishes.num_inference_steps.value_or(defaults.num_inference_steps);
-    std::string name = defaults.scheduler;
-    if (!wishes.scheduler) {
-        for (const auto &[other, tables] : manifest.schedules) {
-            if (has(name, steps)) break;
-            if (has(other, steps)) name = other;
-        }
+    std::optional<int64_t> steps = wishes.num_inference_steps;
+    if (wishes.scheduler) {
+        settings.scheduler = bundle.find_scheduler(*wishes.scheduler);
+        if (!steps) steps = choose_steps(bundle, settings.scheduler);
     } else {
-        name = bundle.find_scheduler(*wishes.scheduler);
-        if (!wishes.num_inference_steps && !has(name, steps)) {
-            const std::vector<int> counts = list_steps(*find(manifest.schedules, name));
-            const auto above =
-                std::upper_bound(counts.begin(), counts.end(), kUsualNumInferenceSteps);
-            if (!counts.empty()) steps = above == counts.begin() ? counts.front() : *(above - 1);
-        }
+        if (!steps) steps = manifest.defaults.num_inference_steps;
+        settings.scheduler = choose_scheduler(manifest, *steps);
     }
-    settings.scheduler = name;
-    settings.num_inference_steps = static_cast<int>(steps);
-    const std::string path = bundle.find_schedule(name, settings.num_inference_steps);
-    settings.table = bundle.load_schedule(name, settings.num_inference_steps);
+    settings.num_inference_steps = static_cast<int>(*steps);
+    const std::string path = bundle.find_schedule(settings.scheduler, settings.num_inference_steps);
+    settings.table = bundle.load_schedule(settings.scheduler, settings.num_inference_steps);
     settings.plan = plan_rows(manifest, settings.table, path);
 }
 
@@ -154,6 +180,21 @@ size_t find_condition(const Manifest &manifest, const std::string &name) {
     throw ParameterError(
         "condition " + quote(name) + " is not one that this bundle takes: " +
         (conditions.empty() ? "it takes none" : "use some of " + join_names(conditions)));
+}
+
+std::optional<std::string> find_guidance_refusal(const Bundle &bundle, const Settings &settings) {
+    if (!bundle.manifest().guidance) {
+        return "this bundle's denoiser works without guidance: leave it out";
+    }
+    if (settings.table.takes_guidance()) return std::nullopt;
+    const std::string refusal =
+        "no step of " + settings.scheduler + " takes guidance: leave it out";
+    for (const auto &[other, tables] : bundle.manifest().schedules) {
+        const std::vector<int> steps = list_steps(tables);
+        if (steps.empty() || !bundle.load_schedule(other, steps.front()).takes_guidance()) continue;
+        return refusal + ", or use --scheduler " + other;
+    }
+    return refusal;
 }
 
 std::vector<float> Settings::frame_guidance() const {

@@ -54,6 +54,10 @@ struct Settings {
 // Where the manifest has a condition; raises ParameterError, which names those there are.
 size_t find_condition(const Manifest &manifest, const std::string &name);
 
+// Why guidance cannot work with the table of settings, and the way out; nothing if it can. May read
+// tables of other schedulers, and raise what is wrong with them.
+std::optional<std::string> find_guidance_refusal(const Bundle &bundle, const Settings &settings);
+
 // ParameterError: a value is not allowed; the message names one that is.
 // BundleError, ScheduleError: the schedule table is damaged, or not for this bundle.
 Settings make_settings(const Bundle &bundle, const Wishes &wishes);

@@ -15,10 +15,10 @@ constexpr size_t kMaxStructBytes = 65536;
 static_assert(sizeof(void *) == 8, "the structs are without padding on 64-bit systems only");
 static_assert((sizeof(mutoscope_limit) == 16 && sizeof(mutoscope_number) == 16 &&
                sizeof(mutoscope_array) == 32 && sizeof(mutoscope_pipeline_params) == 64 &&
-               sizeof(mutoscope_bundle_info) == 152 && sizeof(mutoscope_condition_info) == 40 &&
+               sizeof(mutoscope_bundle_info) == 160 && sizeof(mutoscope_condition_info) == 40 &&
                sizeof(mutoscope_progress) == 40 && sizeof(mutoscope_frame) == 32 &&
                sizeof(mutoscope_generate_params) == 184 && sizeof(mutoscope_settings) == 104 &&
-               sizeof(mutoscope_result) == 120));
+               sizeof(mutoscope_result) == 128));
 
 }  // namespace
 

@@ -16,6 +16,7 @@ struct Timings {
     double seconds_sampler = 0;
     double seconds_vae_decoder = 0;
     double seconds_other = 0;
+    double seconds_output = 0;
 };
 
 // Adds the time of its life to a number.

@@ -1,13 +1,16 @@
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mutoscope.runtime import main
+from mutoscope.runtime import clip_files, main
+from mutoscope.runtime.clip_files import load_clip
+from mutoscope.runtime.evaluation import consistency
 from mutoscope.runtime.video import Video
 from tests.runtime.evaluation.defects import alternate, draw, name_clip
 
@@ -85,6 +88,48 @@ def test_a_clip_that_cannot_be_read_does_not_lose_the_others(here, capsys) -> No
     assert lines[-1] == ("error: 3 of 4 clips cannot be measured: broken.mp4, one.png, absent.gif")
 
 
+def test_a_clip_that_memory_does_not_hold_does_not_lose_the_others(
+    here, capsys, monkeypatch
+) -> None:
+    measure = consistency.measure_consistency
+
+    def measure_small(frames: np.ndarray) -> consistency.Consistency:
+        if len(frames) > 16:
+            raise MemoryError
+        return measure(frames)
+
+    monkeypatch.setattr(consistency, "measure_consistency", measure_small)
+    frames = draw(name_clip())
+    Video(np.concatenate([frames, frames]), 8.0).save("large.npy")
+    saved = Path("still.npy").read_bytes()
+    said, lie = b"(16, 64, 64, 3), }           ", b"(99999999999, 64, 64, 3), }  "
+    Path("lies.npy").write_bytes(saved.replace(said, lie))
+    code, result = run_json(capsys, "lies.npy", "still.npy", "large.npy")
+    assert code == 1
+    assert [clip["path"] for clip in result["clips"]] == ["still.npy"]
+    assert result["failed"]["large.npy"] == (
+        "large.npy: to measure 32 frames of 64 x 64 needs more memory than there is: use a shorter "
+        "or smaller clip"
+    )
+    assert "lies.npy holds " in result["failed"]["lies.npy"]
+
+
+def test_the_frames_of_one_clip_are_held_at_a_time(here, capsys, monkeypatch) -> None:
+    seen: list[weakref.ref[np.ndarray]] = []
+    held: list[int] = []
+
+    def load(path: str) -> np.ndarray:
+        held.append(sum(reference() is not None for reference in seen))
+        frames = load_clip(path)
+        seen.append(weakref.ref(frames))
+        return frames
+
+    monkeypatch.setattr(clip_files, "load_clip", load)
+    for options in ((), ("--save-plot", "plot.png")):
+        assert run("still.npy", "flickers.npy", "still.npy", *options) == 0
+    assert held == [0] * 6
+
+
 def test_where_no_clip_can_be_read_json_is_still_one_object(here, capsys) -> None:
     code, result = run_json(capsys, "broken.mp4", "one.png")
     assert code == 1
@@ -139,6 +184,15 @@ def test_a_reference_adds_psnr_and_ssim(here, capsys) -> None:
     assert "PSNR, dB" in capsys.readouterr().out
 
 
+def test_the_mean_psnr_is_that_of_the_mean_squared_error(here, capsys) -> None:
+    _, one = run_json(capsys, "flickers.npy", "--reference", "still.npy")
+    _, both = run_json(capsys, "still.npy", "flickers.npy", "--reference", "still.npy")
+    # Half of the error, not the middle between 200 dB and 33 dB.
+    assert both["mean"]["psnr_db"] == pytest.approx(one["mean"]["psnr_db"] + 3.01, abs=0.01)
+    _, equal = run_json(capsys, "still.npy", "still.npy", "--reference", "still.npy")
+    assert equal["mean"]["psnr_db"] == pytest.approx(200.0)
+
+
 def test_joins_are_compared_with_the_rest(here, capsys) -> None:
     frames = draw(name_clip()).copy()
     frames[4:8] += 9
@@ -150,6 +204,10 @@ def test_joins_are_compared_with_the_rest(here, capsys) -> None:
     assert joins["frames"] == [4, 8, 12]
     assert joins["flicker"]["at_joins"] == pytest.approx(9, abs=0.1)
     assert joins["flicker"]["ratio"] > 10
+    assert (joins["flicker"]["num_pairs_at_joins"], joins["flicker"]["num_pairs_elsewhere"]) == (
+        3,
+        12,
+    )
     assert result["mean"]["joins"]["flicker"] == joins["flicker"]
     assert run("joined.npy", "--context-length", "4", "--context-stride", "4") == 0
     table = capsys.readouterr().out.split("\n\n")[1]
@@ -183,6 +241,11 @@ def test_without_opencv_the_command_says_what_to_install_and_still_has_help(here
     assert done.stderr == (
         "error: this command needs cv2, which is not installed: pip install 'mutoscope[evaluate]'\n"
     )
+
+
+def test_the_help_names_the_extra_once(capsys) -> None:
+    assert run("--help") == 0
+    assert capsys.readouterr().out.count("mutoscope[evaluate]") == 1
 
 
 def test_nothing_but_the_command_loads_opencv() -> None:

@@ -42,17 +42,23 @@ def test_windows_that_have_no_join_are_refused(length, stride, message):
 
 def test_a_ratio_compares_pairs_at_joins_with_the_others():
     values = np.array([1.0, 4.0, 1.0, np.nan, 2.0, 2.0])
-    assert compare_joins(values, [2, 4]) == JoinRatio(4.0, 1.5, 4.0 / 1.5)
+    assert compare_joins(values, [2, 4]) == JoinRatio(4.0, 1.5, 4.0 / 1.5, 1, 4)
 
 
 def test_a_ratio_to_nothing_is_unknown():
-    assert compare_joins(np.array([3.0, 0.0, 0.0]), [1]) == JoinRatio(3.0, 0.0, None)
-    assert compare_joins(np.array([np.nan, 1.0, 1.0]), [1]) == JoinRatio(None, 1.0, None)
+    assert compare_joins(np.array([3.0, 0.0, 0.0]), [1]) == JoinRatio(3.0, 0.0, None, 1, 2)
+    assert compare_joins(np.array([np.nan, 1.0, 1.0]), [1]) == JoinRatio(None, 1.0, None, 0, 2)
 
 
 def test_the_ratio_of_several_clips_is_that_of_their_means():
-    ratios = [JoinRatio(0.02, 0.01, 2.0), JoinRatio(2.0, 2.0, 1.0), JoinRatio(None, None, None)]
-    assert average_ratios(ratios).ratio == pytest.approx(2.02 / 2.01)
+    ratios = [
+        JoinRatio(0.02, 0.01, 2.0, 1, 14),
+        JoinRatio(2.0, 2.0, 1.0, 2, 12),
+        JoinRatio(None, None, None, 0, 0),
+    ]
+    mean = average_ratios(ratios)
+    assert mean.ratio == pytest.approx(2.02 / 2.01)
+    assert (mean.num_pairs_at_joins, mean.num_pairs_elsewhere) == (3, 26)
 
 
 def test_flicker_at_joins_only_is_found_there_and_a_steady_clip_has_none():

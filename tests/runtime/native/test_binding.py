@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import subprocess
+import time
 from ctypes import CDLL
 from pathlib import Path
 
@@ -117,6 +118,18 @@ def test_info_is_what_the_manifest_says(native: NativePipeline, text_bundle: Pat
     limit = {"minimum": 16, "maximum": 256, "multiple": 16, "offset": 0}
     assert info["height_limit"] == info["width_limit"] == limit
     assert info["num_frames_limit"] == {"minimum": 1, "maximum": 32, "multiple": 1, "offset": 0}
+    assert (info["takes_context_windows"], info["guidance_passes"]) == (1, 0)
+
+
+def test_info_says_what_a_bundle_has_otherwise(library: Library, own_bundle: Path) -> None:
+    manifest = read_manifest(own_bundle)
+    manifest["defaults"]["guidance_passes"] = "batched"
+    inputs = manifest["components"]["unet"]["inputs"]
+    inputs["encoder_hidden_states"]["shape"] = ["batch", "num_frames", 6]
+    write_manifest(own_bundle, manifest)
+    with NativePipeline.open(own_bundle, library=library) as pipeline:
+        info = pipeline.info()
+    assert (info["takes_context_windows"], info["guidance_passes"]) == (0, 1)
 
 
 def test_lists_are_what_the_manifest_says(native: NativePipeline) -> None:
@@ -171,6 +184,15 @@ def test_timings_and_memory_are_measured(native: NativePipeline) -> None:
     assert min(parts) > 0
     assert sum(parts) < timings.seconds_total
     assert 2**20 < video.resident_bytes <= video.peak_resident_bytes
+
+
+def test_the_time_of_the_frame_callback_is_apart(native: NativePipeline) -> None:
+    started = time.perf_counter()
+    video = native.generate("a red circle", on_frame=lambda _index, _frame: time.sleep(0.02))
+    seconds = time.perf_counter() - started
+    timings = video.timings
+    assert timings.seconds_output >= len(video.frames) * 0.02
+    assert 0 < timings.seconds_total <= seconds - timings.seconds_output
 
 
 def test_loading_ahead_and_unloading_change_no_frame(library: Library, own_bundle: Path) -> None:

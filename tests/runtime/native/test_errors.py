@@ -58,6 +58,7 @@ LONG_PROMPT = "a red circle and a blue star and a green square and a red triangl
         {"context_length": 4, "context_stride": 5},
         {"num_frames": -1},
         {"num_inference_steps": 60},
+        {"num_inference_steps": 6},
         {"num_inference_steps": -3},
         {"scheduler": "unipc"},
         {"scheduler": ""},
@@ -246,7 +247,11 @@ def test_a_bundle_without_guidance_refuses_it_as_in_python(
         NativePipeline.open(own_bundle, library=library) as native,
         VideoPipeline.open(own_bundle) as python,
     ):
-        for values in ({"guidance_scale": 2.0}, {"min_guidance_scale": 2.0}):
+        for values in (
+            {"guidance_scale": 2.0},
+            {"min_guidance_scale": 2.0},
+            {"negative_prompt": "b"},
+        ):
             check_same(
                 lambda values=values: native.generate("a", **values),
                 lambda values=values: python.generate("a", **values),

@@ -15,6 +15,7 @@ from mutoscope.runtime.baked_prompts import FORMAT_NAME, PROMPTS_PATH
 from mutoscope.runtime.errors import BundleError, ParameterError
 from mutoscope.runtime.native import Library, NativePipeline
 from mutoscope.runtime.pipeline import VideoPipeline
+from mutoscope.runtime.safetensors_file import MAXIMUM_HEADER_BYTES
 from tests.runtime import baked_bundles
 from tests.runtime.hand_made_bundle import FEATURES, write_manifest
 from tests.runtime.native.native_bundles import EMBEDDING, MAX_LENGTH, PAD_TOKEN_ID, read_manifest
@@ -215,6 +216,10 @@ DAMAGED: dict[str, Callable[[bytes], bytes]] = {
     "length zero": lambda _data: make_file(make_tensor(shape=[0, 2]), 2),
     "length below": lambda _data: make_file(make_tensor(shape=[-1, -2]), 2),
     "length enormous in shape": lambda _data: make_file(make_tensor(shape=[2**62, 2**62]), 2),
+    "nine axes": lambda _data: make_file(make_tensor(shape=[1, 2, *[1] * 7]), 2),
+    "axes enormous": lambda _data: make_file(make_tensor(shape=[2**62] * 100_000), 2),
+    "a name of two lines": lambda _data: make_file({"a\nb": 1}),
+    "header above the limit": lambda _data: make_file(b" " * (MAXIMUM_HEADER_BYTES + 1)),
     "length beyond": lambda _data: make_file(make_tensor(shape=[2**64]), 2),
     "one offset": lambda _data: make_file(make_tensor(data_offsets=[0]), 2),
     "offsets turned": lambda _data: make_file(make_tensor(data_offsets=[8, 0]), 2),

@@ -17,6 +17,7 @@ from tests.runtime.hand_made_bundle import write_manifest
 from tests.runtime.native.native_bundles import read_manifest
 from tests.runtime.native.parity import check_parity, generate_with_both
 from tests.runtime.native.same_errors import check_same
+from tests.runtime.reuse_bundle import add_schedule, make_rows
 
 PROMPT = "a red circle"
 
@@ -41,6 +42,25 @@ def test_rows_give_the_same_video(
 ) -> None:
     pair = generate_with_both(
         library, rows_bundle, prompt=PROMPT, seed=5, scheduler=scheduler, **changes
+    )
+    check_parity(pair)
+
+
+def test_a_denoiser_without_guidance_needs_no_batch(
+    library: Library, own_rows_bundle: Path
+) -> None:
+    def fix_batch(manifest: dict[str, Any]) -> None:
+        inputs = manifest["components"]["unet_few_step"]["inputs"]
+        inputs["encoder_hidden_states"]["shape"][0] = 1
+
+    change_manifest(own_rows_bundle, fix_batch)
+    pair = generate_with_both(
+        library,
+        own_rows_bundle,
+        prompt=PROMPT,
+        seed=5,
+        scheduler="mixed",
+        guidance_passes="batched",
     )
     check_parity(pair)
 
@@ -88,6 +108,65 @@ def test_the_schedule_is_chosen_as_in_python(
         settings = python.generate(PROMPT, **arguments).settings
     assert (found["scheduler"], found["num_inference_steps"]) == expected
     assert (settings.scheduler, settings.num_inference_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("default", "scheduler", "expected"),
+    [
+        (("few-step", 4), "ddim", 8),
+        (("few-step", 4), "few-step", 4),
+        (("few-step", 4), "few-step-reuse", 4),
+        (("ddim", 4), "few-step-reuse", 12),
+        (("ddim", 4), "named", 4),
+        (("named", 4), "ddim", 4),
+        (("few-step", 2), "ddim", 8),
+        (("long", 30), "longer", 30),
+        (("long", 40), "longer", 40),
+        # The default scheduler has no such table: the first that has makes the clips.
+        (("ddim", 12), "few-step-reuse", 12),
+        (("few-step", 8), "few-step", 4),
+    ],
+)
+def test_the_steps_of_a_scheduler_are_chosen_as_in_python(
+    library: Library,
+    defaults_bundle: Path,
+    default: tuple[str, int],
+    scheduler: str,
+    expected: int,
+) -> None:
+    set_default(defaults_bundle, *default)
+    arguments: dict[str, Any] = {"prompt": PROMPT, "scheduler": scheduler, "num_frames": 1}
+    with NativePipeline.open(defaults_bundle, library=library) as native:
+        found = native.resolve(**arguments)
+    assert found["num_inference_steps"] == expected
+    pair = generate_with_both(library, defaults_bundle, seed=3, **arguments)
+    assert pair.python.settings.num_inference_steps == expected
+    check_parity(pair)
+
+
+@pytest.mark.parametrize("damaged", ["ddim", "few-step"])
+def test_a_damaged_table_that_the_choice_depends_on_is_refused_as_in_python(
+    library: Library, defaults_bundle: Path, damaged: str
+) -> None:
+    set_default(defaults_bundle, "few-step", 4)
+    table = defaults_bundle / "schedules" / f"{damaged}_4.json"
+    table.write_bytes(table.read_bytes()[::-1])
+    with (
+        NativePipeline.open(defaults_bundle, library=library) as native,
+        VideoPipeline.open(defaults_bundle) as python,
+    ):
+        check_same(
+            lambda: native.generate(PROMPT, scheduler="ddim"),
+            lambda: python.generate(PROMPT, scheduler="ddim"),
+            BundleError,
+        )
+        # It is not read where the choice does not depend on what is in it.
+        for arguments in (
+            {"scheduler": "ddim", "num_inference_steps": 3},
+            {"scheduler": "euler-ancestral"},
+        ):
+            native.generate(PROMPT, **arguments)
+            python.generate(PROMPT, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +228,24 @@ Change = Callable[[dict[str, Any]], object]
 def own_rows_bundle(rows_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that the test may damage."""
     return Path(shutil.copytree(rows_bundle, tmp_path / "own-bundle"))
+
+
+@pytest.fixture
+def defaults_bundle(own_rows_bundle: Path) -> Path:
+    """With schedules that have more tables, of several denoisers, than the default steps."""
+    denoisers = {"few-step-reuse": "unet_few_step", "named": "unet"}
+    for scheduler, denoiser in denoisers.items():
+        for steps in (4, 12):
+            add_schedule(own_rows_bundle, scheduler, make_rows(*[None] * steps), denoiser=denoiser)
+    for scheduler in ("long", "longer"):
+        for steps in (20, 30, 40):
+            add_schedule(own_rows_bundle, scheduler, make_rows(*[None] * steps))
+    return own_rows_bundle
+
+
+def set_default(path: Path, scheduler: str, num_inference_steps: int) -> None:
+    defaults = {"scheduler": scheduler, "num_inference_steps": num_inference_steps}
+    change_manifest(path, lambda manifest: manifest["defaults"].update(defaults))
 
 
 def change_manifest(path: Path, change: Change) -> None:
