@@ -23,7 +23,7 @@ from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.main import EXIT_ERROR
 from mutoscope.runtime.manifest import MANIFEST_NAME
 from mutoscope.runtime.outputs import new_file
-from mutoscope.runtime.row_plan import find_first_denoiser
+from mutoscope.runtime.row_plan import find_denoiser
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FEW_STEP: Final = ("few-step", (1, 2, 4))
@@ -72,7 +72,7 @@ def list_settings(bundle: Bundle) -> list[Setting]:
     settings = []
     for scheduler, counts in (FEW_STEP, BASE):
         for count in (count for count in counts if _has_table(bundle, scheduler, count)):
-            record = bundle.find_component(find_denoiser(bundle, scheduler, count))
+            record = bundle.find_component(find_denoiser_of(bundle, scheduler, count))
             for variant in (variant for variant in VARIANTS if variant in record.variants):
                 is_base = scheduler == BASE[0]
                 settings.append(Setting(scheduler, count, variant, False, is_base))
@@ -106,23 +106,21 @@ def find_plan(bundle: Bundle, scheduler: str, num_inference_steps: int, variant:
 
     A plan that a denoiser was trained for serves all of its variants, and says nothing of one.
     """
-    denoiser = find_denoiser(bundle, scheduler, num_inference_steps)
+    denoiser = find_denoiser_of(bundle, scheduler, num_inference_steps)
     for name, tables in bundle.manifest.schedules.items():
         if str(num_inference_steps) in tables:
             table = bundle.load_schedule(name, num_inference_steps)
             plan = table.provenance.get("plan", {})
             if (plan.get("scheduler"), plan.get("variant")) == (scheduler, variant):
                 return name
-            reuses = any(row.denoiser for row in table.rows)
-            if not plan and reuses and table.denoiser == denoiser:
+            if not plan and table.mixes_denoisers and table.denoiser == denoiser:
                 return name
     return None
 
 
-def find_denoiser(bundle: Bundle, scheduler: str, num_inference_steps: int) -> str:
-    """Return the denoiser that a table names, or the bundle's first."""
-    table = bundle.load_schedule(scheduler, num_inference_steps)
-    return table.denoiser or find_first_denoiser(bundle.manifest)
+def find_denoiser_of(bundle: Bundle, scheduler: str, num_inference_steps: int) -> str:
+    """Return the denoiser that runs the rows of a schedule which name none."""
+    return find_denoiser(bundle.manifest, bundle.load_schedule(scheduler, num_inference_steps))
 
 
 def prepare_bundle(source: Bundle, folder: Path, num_threads: int) -> tuple[Bundle, list[str]]:
@@ -160,7 +158,7 @@ def list_preparations(bundle: Bundle, num_threads: int) -> Iterator[list[str]]:
     threads = ["--num-threads", str(num_threads)]
     for is_first, (scheduler, counts) in zip((True, False), (FEW_STEP, BASE), strict=True):
         if _has_table(bundle, scheduler, counts[-1]):
-            denoiser = find_denoiser(bundle, scheduler, counts[-1])
+            denoiser = find_denoiser_of(bundle, scheduler, counts[-1])
             # The decoder and the text encoder come with the first.
             only = [] if is_first else ["--components", denoiser]
             if "int8" not in bundle.find_component(denoiser).variants:

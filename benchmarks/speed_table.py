@@ -33,7 +33,7 @@ from benchmarks.speed_bundle import (
     ROOT,
     Setting,
     digest_sources,
-    find_denoiser,
+    find_denoiser_of,
     list_missing,
     list_settings,
     prepare_bundle,
@@ -214,7 +214,7 @@ def _find_size(bundle: Bundle) -> tuple[int, int, int]:
 def _describe_run(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
     """What was measured, where and how."""
     defaults = bundle.manifest.defaults
-    denoiser = find_denoiser(bundle, defaults.scheduler, defaults.num_inference_steps)
+    denoiser = find_denoiser_of(bundle, defaults.scheduler, defaults.num_inference_steps)
     return {
         "machine": describe_machine(),
         "bundle": bundle.manifest.name,

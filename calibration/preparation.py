@@ -48,7 +48,7 @@ def explain_plan(name: str, table: ScheduleTable, task: str) -> str | None:
         task: What cannot be done with a plan: "tune".
     """
     is_mixed = table.takes_guidance and not all(row.guidance for row in table.rows)
-    if table.graph_sha256 is None and not is_mixed and not any(row.denoiser for row in table.rows):
+    if table.graph_sha256 is None and not is_mixed and not table.mixes_denoisers:
         return None
     base = table.provenance.get(PLAN, {}).get("scheduler")
     return (

@@ -22,11 +22,11 @@ def find_whole_scheduler(bundle: Bundle, num_inference_steps: int | None) -> str
     """
     name, steps = choose_schedule(bundle, None, num_inference_steps)
     table = bundle.load_schedule(name, steps)
-    if not any(row.denoiser for row in table.rows):
+    if not table.mixes_denoisers:
         return None
     for other, tables in bundle.manifest.schedules.items():
         if str(steps) in tables:
             found = bundle.load_schedule(other, steps)
-            if found.denoiser == table.denoiser and not any(row.denoiser for row in found.rows):
+            if found.denoiser == table.denoiser and not found.mixes_denoisers:
                 return other
     return None

@@ -14,7 +14,7 @@ from mutoscope.runtime.bundle import Bundle, shorten_scheduler
 from mutoscope.runtime.bundle_writer import edit_bundle, make_file_record, save_manifest
 from mutoscope.runtime.errors import OutputError, ParameterError
 from mutoscope.runtime.manifest import Manifest
-from mutoscope.runtime.row_plan import find_first_denoiser
+from mutoscope.runtime.row_plan import find_denoiser
 from mutoscope.runtime.schedule import ScheduleTable
 from mutoscope.runtime.schedule_choice import USUAL_NUM_INFERENCE_STEPS, choose_schedule
 
@@ -52,7 +52,7 @@ def find_schedule(
     problem = explain_plan(name, table, "tune")
     if problem is not None:
         raise TuningError(problem)
-    denoiser = table.denoiser or find_first_denoiser(manifest)
+    denoiser = find_denoiser(manifest, table)
     shallow, is_guided = _find_shallow(manifest, denoiser), _is_guided(manifest, table)
     schedule = TunedSchedule(
         name,
@@ -208,7 +208,7 @@ def _find_way_out(bundle: Bundle, name: str) -> str:
     manifest = bundle.manifest
     for other, tables in manifest.schedules.items():
         table = bundle.load_schedule(other, max(map(int, tables)))
-        denoiser = table.denoiser or find_first_denoiser(manifest)
+        denoiser = find_denoiser(manifest, table)
         is_tunable = _is_guided(manifest, table) or _find_shallow(manifest, denoiser) is not None
         if other != name and is_tunable and explain_plan(other, table, "tune") is None:
             return f"use --scheduler {other}"

@@ -74,26 +74,34 @@ def plan_schedules(
     if few_step is None:
         return planned, defaults
     settings = _choose_settings(few_step.settings, few_step_scheduler, few_step_counts)
-    whole = PlannedSchedule(
-        _make_few_step_scheduler(few_step, family.scheduler, settings.scheduler),
-        settings.num_inference_steps,
-        denoiser=FEW_STEP_UNET,
-        guidance=False,
-    )
-    few_step_plan = {FEW_STEP_SCHEDULE: whole}
-    if reuses_features and settings.reused_rows:
-        few_step_plan[FEW_STEP_REUSE_SCHEDULE] = replace(
-            whole,
-            step_counts=(settings.default_num_inference_steps,),
-            reused_rows=settings.reused_rows,
-            reused=name_reuse(FEW_STEP_UNET),
-        )
+    few_step_plan = _plan_few_step(family, few_step, settings, reuses_features=reuses_features)
     # First, as the first schedule that has a number of steps is what runs where none is named.
     return {**few_step_plan, **planned}, replace(
         defaults,
         scheduler=list(few_step_plan)[-1],
         num_inference_steps=settings.default_num_inference_steps,
     )
+
+
+def _plan_few_step(
+    family: FamilyExport, few_step: FewStep, settings: FewStepSettings, *, reuses_features: bool
+) -> dict[str, PlannedSchedule]:
+    """Return the schedules of the second denoiser by name; the last is to be the default."""
+    whole = PlannedSchedule(
+        _make_few_step_scheduler(few_step, family.scheduler, settings.scheduler),
+        settings.num_inference_steps,
+        denoiser=FEW_STEP_UNET,
+        guidance=False,
+    )
+    planned = {FEW_STEP_SCHEDULE: whole}
+    if reuses_features and settings.reused_rows:
+        planned[FEW_STEP_REUSE_SCHEDULE] = replace(
+            whole,
+            step_counts=(settings.default_num_inference_steps,),
+            reused_rows=settings.reused_rows,
+            reused=name_reuse(FEW_STEP_UNET),
+        )
+    return planned
 
 
 def default_step_counts(preset: Preset | None) -> tuple[int, ...]:

@@ -70,6 +70,11 @@ def find_first_denoiser(manifest: Manifest) -> str:
     raise ParameterError(f"this bundle has no denoiser: it needs {' or '.join(DENOISERS)}")
 
 
+def find_denoiser(manifest: Manifest, table: ScheduleTable) -> str:
+    """Return the denoiser of the rows of a table that name none; raises `ParameterError`."""
+    return table.denoiser or find_first_denoiser(manifest)
+
+
 def find_carried(manifest: Manifest) -> set[str]:
     """Return the names of what denoisers return beside the model output."""
     return {
@@ -93,7 +98,7 @@ def plan_rows(manifest: Manifest, table: ScheduleTable, name: str = "the table")
         ScheduleError: A row names what is no denoiser of the bundle, or takes what no earlier row
             made for all of its passes; or the table was made for another graph.
     """
-    plan = RowPlan(table.denoiser or find_first_denoiser(manifest), {})
+    plan = RowPlan(find_denoiser(manifest, table), {})
     _check_denoiser(manifest, plan.default, name)
     _check_graph(manifest, table, plan.default, name)
     carried = find_carried(manifest)

@@ -132,6 +132,11 @@ class ScheduleTable:
         return any(row.guidance for row in self.rows)
 
     @property
+    def mixes_denoisers(self) -> bool:
+        """Whether any row names its denoiser, as those that reuse features do."""
+        return any(row.denoiser for row in self.rows)
+
+    @property
     def has_denoised(self) -> bool:
         """Whether any row has coefficients for an estimate of the clean latents."""
         return any(row.denoised is not None for row in self.rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mutoscope.runtime.bundle import Bundle
-from mutoscope.runtime.row_plan import find_first_denoiser
+from mutoscope.runtime.row_plan import find_denoiser
 
 # The most steps that are taken where the caller names a scheduler and no number of steps.
 USUAL_NUM_INFERENCE_STEPS = 25
@@ -71,8 +71,7 @@ def _runs_default_denoiser(bundle: Bundle, scheduler: str, num_inference_steps: 
     if scheduler == default:
         return True
     asked, other = (
-        bundle.load_schedule(name, num_inference_steps).denoiser
-        or find_first_denoiser(bundle.manifest)
+        find_denoiser(bundle.manifest, bundle.load_schedule(name, num_inference_steps))
         for name in (scheduler, default)
     )
     return asked == other

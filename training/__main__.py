@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from training.checkpoint import save_checkpoint, save_few_step
+from training.checkpoint import save_checkpoint, save_few_step, unpack_checkpoint
 from training.few_step import distil
 from training.latents import encode_chunks
 from training.text_encoder import train_text_encoder
@@ -25,7 +25,9 @@ STAGES: Final = (
     "distil",
     "save",
     "save-few-step",
+    "unpack",
 )
+SHIPPED: Final = Path("checkpoints/moving-shapes")
 DEFAULT_STATE_DIR: Final = Path("~/.cache/mutoscope-training")
 
 
@@ -40,7 +42,8 @@ def main() -> None:
     parser.add_argument("--last-chunk", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak, clip and distil")
     parser.add_argument("--compile", action="store_true", help="the denoiser, in clip")
-    parser.add_argument("--output", type=Path, default=Path("checkpoints/moving-shapes"))
+    parser.add_argument("--output", type=Path, default=SHIPPED, help="of save and save-few-step")
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED, help="what unpack reads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     state_dir = args.state_dir.expanduser()
@@ -59,6 +62,12 @@ def main() -> None:
         train_clips(state_dir, args.minutes, args.learning_rate, compiled=args.compile)
     elif args.stage == "distil":
         distil(state_dir, args.minutes, args.learning_rate)
+    elif args.stage == "unpack":
+        try:
+            states = unpack_checkpoint(args.checkpoint, state_dir)
+        except ValueError as error:
+            parser.error(str(error))
+        print(f"{state_dir} has {', '.join(states)}")
     else:
         save = save_checkpoint if args.stage == "save" else save_few_step
         print(f"{save(state_dir, args.output)} bytes in {args.output}")

@@ -1,4 +1,4 @@
-"""Puts the trained parts together and saves them in the diffusers layout."""
+"""Saves the trained parts together in the diffusers layout, and takes such a checkpoint apart."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import AnimateDiffPipeline, UNetMotionModel
+from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
+from torch import nn
+from transformers import CLIPTextModel
 
 from training.clips import FRAME_RATE, NUM_FRAMES, SIZE
-from training.latents import read_scaling_factor
-from training.loop import load_average
-from training.text_encoder import load_text_encoder
+from training.latents import SCALE_NAME, read_scaling_factor
+from training.loop import TrainingPlan, load_average, make_state, save_state
+from training.text_encoder import STATE_NAME as TEXT_STATE_NAME
+from training.text_encoder import AttributeReader, load_text_encoder
 from training.tokenizer import save_tokenizer
 from training.unet import (
     CLIP_STATE_NAME,
@@ -23,7 +26,7 @@ from training.unet import (
     make_scheduler,
     make_unet,
 )
-from training.vae import load_vae
+from training.vae import NARROW_STATE_NAME, load_vae
 
 SIZE_LIMIT_BYTES: Final = 28_000_000
 GUIDANCE_SCALE: Final = 2.0
@@ -124,6 +127,40 @@ def save_few_step(state_dir: Path, output: Path) -> int:
     _replace_folder(partial, folder)
     _write_defaults({**defaults, "few_step": FEW_STEP_DEFAULTS}, output / DEFAULTS_NAME)
     return _measure(output)
+
+
+def unpack_checkpoint(checkpoint: Path, state_dir: Path) -> list[str]:
+    """Write the states of a saved checkpoint's parts, from which the stages go on.
+
+    The optimizers start anew, and so do the heads that are dropped after training. There is no
+    wide autoencoder in a checkpoint.
+
+    Returns:
+        The names of the states.
+
+    Raises:
+        ValueError: There is no checkpoint, or a state of one of the parts is there already.
+    """
+    if not (checkpoint / DEFAULTS_NAME).exists():
+        raise ValueError(f"{checkpoint} has no {DEFAULTS_NAME}: name what `save` wrote")
+    vae = AutoencoderKL.from_pretrained(checkpoint / "vae")
+    parts: dict[str, nn.Module] = {
+        TEXT_STATE_NAME: AttributeReader(
+            CLIPTextModel.from_pretrained(checkpoint / "text_encoder")
+        ),
+        NARROW_STATE_NAME: vae,
+        CLIP_STATE_NAME: TrackedUNet(UNetMotionModel.from_pretrained(checkpoint / "unet")),
+    }
+    if (checkpoint / FEW_STEP_FOLDER).exists():
+        parts[FEW_STEP_STATE_NAME] = UNetMotionModel.from_pretrained(checkpoint / FEW_STEP_FOLDER)
+    there = [name for name in parts if (state_dir / name).exists()]
+    if there:
+        raise ValueError(f"{state_dir} has {', '.join(there)}: name another --state-dir")
+    for name, model in parts.items():
+        state = make_state(model.float(), TrainingPlan(minutes=0.0, learning_rate=0.0))
+        save_state(state, state_dir / name)
+    (state_dir / SCALE_NAME).write_text(json.dumps(vae.config["scaling_factor"]))
+    return list(parts)
 
 
 def _save_few_step_unet(state_dir: Path, folder: Path) -> None:

@@ -57,7 +57,7 @@ def encode_chunks(state_dir: Path, first: int, last: int) -> None:
     A chunk holds scaled latents float16 [N, F, C, h, w], object cells and the clips' attributes.
     The first chunk also fixes the scaling factor, 1 / standard deviation of its latents.
     """
-    vae = load_vae(state_dir, narrow=False).bfloat16()
+    vae = load_vae(state_dir, narrow=True).bfloat16()
     for index in range(first, last):
         path = state_dir / f"latents_{index:04d}.npz"
         if path.exists():

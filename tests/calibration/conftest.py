@@ -1,4 +1,4 @@
-"""Fixtures of the calibration's tests: a bundle with layers, and its smallest calibration."""
+"""Fixtures of the calibration's tests: bundles with layers, and the smallest calibration."""
 
 import dataclasses
 import shutil
@@ -9,6 +9,7 @@ from mutoscope.calibration.calibrate import CalibrationOptions, calibrate_bundle
 from mutoscope.engines.options import EngineOptions
 from mutoscope.runtime.bundle import Bundle
 from tests.calibration.layered_bundle import make_deep_bundle
+from tests.calibration.reusing_bundle import make_reusing_bundle
 from tests.calibration.small_calibration import ANY_DB, PROMPTS, UNET
 
 
@@ -27,6 +28,18 @@ def cache(tmp_path, monkeypatch):
 def path(deep_bundle, tmp_path, cache):
     """A copy that the test may change, in a folder of its own."""
     return shutil.copytree(deep_bundle, tmp_path / "bundles" / "bundle")
+
+
+@pytest.fixture(scope="module")
+def reusing_bundle(tmp_path_factory):
+    """Not to be changed."""
+    return make_reusing_bundle(tmp_path_factory.mktemp("reusing") / "bundle")
+
+
+@pytest.fixture
+def reusing_path(reusing_bundle, tmp_path, cache):
+    """A copy of it that the test may change, as `path` is of the other one."""
+    return shutil.copytree(reusing_bundle, tmp_path / "bundles" / "bundle")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Calibration of bundles with several denoisers, one of them cut out of another."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -27,7 +26,6 @@ from tests.calibration.reusing_bundle import (
     NUM_STEPS,
     REUSE,
     REUSING_SCHEDULER,
-    make_reusing_bundle,
     prefer,
 )
 from tests.calibration.small_calibration import IMPOSSIBLE_DB, count_int8, make_up_times, read_files
@@ -39,16 +37,9 @@ MOST_STEPS = 8
 INT8_GRAPHS = ("unet/model_int8_reuse.onnx", "unet/model_int8_cpu_reuse.onnx")
 
 
-@pytest.fixture(scope="module")
-def reusing_bundle(tmp_path_factory):
-    """Not to be changed."""
-    return make_reusing_bundle(tmp_path_factory.mktemp("reusing") / "bundle")
-
-
 @pytest.fixture
-def path(reusing_bundle, tmp_path, cache):
-    """A copy that the test may change, in a folder of its own."""
-    return shutil.copytree(reusing_bundle, tmp_path / "bundles" / "bundle")
+def path(reusing_path):
+    return reusing_path
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 from mutoscope.calibration import plan_finding
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.main import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
-from tests.calibration.reusing_bundle import make_reusing_bundle
 from tests.calibration.small_calibration import PROMPTS, read_files
 from tests.calibration.tuned_bundle import NUM_STEPS, PLAN, TUNED, make_up_passes
 from tests.conftest import run_in_process
@@ -17,16 +16,9 @@ USAGE_ERROR = 2
 QUICK = ("--num-samples", "1", "--num-threads", "1", "--no-guidance-passes", "--steps", NUM_STEPS)
 
 
-@pytest.fixture(scope="module")
-def reusing_bundle(tmp_path_factory):
-    """Not to be changed."""
-    return make_reusing_bundle(tmp_path_factory.mktemp("reusing") / "bundle")
-
-
 @pytest.fixture
-def path(reusing_bundle, tmp_path):
-    """A copy that the test may change, in a folder of its own."""
-    return shutil.copytree(reusing_bundle, tmp_path / "bundles" / "bundle")
+def path(reusing_path):
+    return reusing_path
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Which way of guidance a tuning makes the default, and that its plan is judged in that way."""
 
-import shutil
-
 import pytest
 
 from mutoscope.calibration import TuningError, plan_finding
@@ -11,7 +9,6 @@ from mutoscope.calibration.tuning import tune_bundle
 from mutoscope.calibration.tuning_report import format_report
 from mutoscope.runtime.bundle import Bundle
 from mutoscope.runtime.metrics import psnr_db
-from tests.calibration.reusing_bundle import make_reusing_bundle
 from tests.calibration.small_calibration import ANY_DB, list_labels, read_files
 from tests.calibration.tuned_bundle import (
     NUM_STEPS,
@@ -27,16 +24,9 @@ MB = 10**6
 BATCHED = GuidanceTiming(1.0, 0.5, 100 * MB, 110 * MB)
 
 
-@pytest.fixture(scope="module")
-def reusing_bundle(tmp_path_factory):
-    """Not to be changed."""
-    return make_reusing_bundle(tmp_path_factory.mktemp("reusing") / "bundle")
-
-
 @pytest.fixture
-def path(reusing_bundle, tmp_path):
-    """A copy that the test may change, in a folder of its own."""
-    return shutil.copytree(reusing_bundle, tmp_path / "bundles" / "bundle")
+def path(reusing_path):
+    return reusing_path
 
 
 @pytest.fixture

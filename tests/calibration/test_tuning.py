@@ -24,7 +24,6 @@ from tests.calibration.reusing_bundle import (
     FEW_STEP_SCHEDULER,
     REUSE,
     REUSING_SCHEDULER,
-    make_reusing_bundle,
     prefer,
 )
 from tests.calibration.small_calibration import (
@@ -49,16 +48,9 @@ from tests.runtime.hand_made_bundle import write_manifest
 TABLE = f"schedules/{PLAN}_{NUM_STEPS}.json"
 
 
-@pytest.fixture(scope="module")
-def reusing_bundle(tmp_path_factory):
-    """Not to be changed."""
-    return make_reusing_bundle(tmp_path_factory.mktemp("reusing") / "bundle")
-
-
 @pytest.fixture
-def path(reusing_bundle, tmp_path, cache):
-    """A copy that the test may change, in a folder of its own."""
-    return shutil.copytree(reusing_bundle, tmp_path / "bundles" / "bundle")
+def path(reusing_path):
+    return reusing_path
 
 
 @pytest.fixture

@@ -5,15 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, UNetMotionModel
+from diffusers import UNetMotionModel
 from safetensors.torch import load_file
 
 from mutoscope.export.opening import open_model
 from mutoscope.export.schedule_plan import plan_schedules
 from mutoscope.export.scheduler_tables import name_scheduler
 from training import checkpoint as checkpoint_module
-from training.checkpoint import DEFAULTS_NAME, FEW_STEP_FOLDER, save_checkpoint, save_few_step
+from training.checkpoint import (
+    DEFAULTS_NAME,
+    FEW_STEP_FOLDER,
+    save_checkpoint,
+    save_few_step,
+    unpack_checkpoint,
+)
 from training.few_step import REUSED_STEPS
+from training.latents import SCALE_NAME
 from training.unet import FEW_STEP_STATE_NAME, make_unet
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "moving-shapes"
@@ -49,17 +56,6 @@ def saved(tmp_path):
     defaults.pop("few_step", None)
     (folder / DEFAULTS_NAME).write_text(json.dumps(defaults))
     return folder
-
-
-@pytest.fixture
-def trained(saved, monkeypatch):
-    """Makes the parts of the shipped checkpoint those that were trained."""
-
-    def make_pipeline(state_dir):
-        del state_dir
-        return AnimateDiffPipeline.from_pretrained(saved)
-
-    monkeypatch.setattr(checkpoint_module, "make_pipeline", make_pipeline)
 
 
 def read_files(folder):
@@ -115,10 +111,10 @@ def test_the_export_reads_what_was_saved(state_dir, saved, tmp_path):
     assert planned["few-step-reuse"].reused_rows == REUSED_STEPS
 
 
-@pytest.mark.usefixtures("trained")
 def test_saving_all_has_the_few_step_denoiser_where_one_was_trained(
     state_dir, saved, weights, tmp_path
 ):
+    unpack_checkpoint(saved, state_dir)
     output = tmp_path / "new"
     save_checkpoint(state_dir, output)
     check_few_step(output, weights)
@@ -129,6 +125,30 @@ def test_saving_all_has_the_few_step_denoiser_where_one_was_trained(
     save_checkpoint(state_dir, output)
     assert not (output / FEW_STEP_FOLDER).exists()
     assert "few_step" not in json.loads((output / DEFAULTS_NAME).read_text())
+
+
+def test_what_was_unpacked_is_saved_as_it_was(tmp_path):
+    state_dir, output = tmp_path / "state", tmp_path / "saved"
+    state_dir.mkdir()
+    states = unpack_checkpoint(SHIPPED, state_dir)
+    assert {path.name for path in state_dir.iterdir()} == {*states, SCALE_NAME}
+    save_checkpoint(state_dir, output)
+    found, shipped = read_files(output), read_files(SHIPPED)
+    for name in (name for name in shipped if name.endswith((".safetensors", ".json"))):
+        assert found[name] == shipped[name], name
+
+
+def test_states_that_are_there_are_not_unpacked_over(state_dir):
+    before = read_files(state_dir)
+    with pytest.raises(ValueError, match=f"has {FEW_STEP_STATE_NAME}: name another --state-dir"):
+        unpack_checkpoint(SHIPPED, state_dir)
+    assert read_files(state_dir) == before
+
+
+def test_only_a_saved_checkpoint_is_unpacked(tmp_path):
+    with pytest.raises(ValueError, match=f"nowhere has no {DEFAULTS_NAME}"):
+        unpack_checkpoint(tmp_path / "nowhere", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_grew_too_large_stays_as_it_was(state_dir, saved, monkeypatch):

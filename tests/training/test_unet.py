@@ -15,22 +15,6 @@ from training.unet import (
 PARITY_TOLERANCE = 2e-5
 
 
-@pytest.fixture(scope="module")
-def unet():
-    torch.manual_seed(0)
-    unet = make_unet().eval().requires_grad_(False)
-    for module in list_motion_modules(unet):
-        torch.nn.init.normal_(module.proj_out.weight, std=0.05)
-    return unet
-
-
-@pytest.fixture
-def inputs():
-    generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(2, 4, 3, 8, 8, generator=generator)
-    return sample, torch.tensor([10, 900]), torch.randn(2, 32, 128, generator=generator)
-
-
 def test_training_attention_equals_the_one_of_diffusers(unet, inputs):
     sample, timesteps, text = inputs
     original = unet.attn_processors
