@@ -130,7 +130,7 @@ check-wheel: wheel  ## Install the wheel alone in a fresh environment and genera
 default-bundle: env  ## Export the checkpoint into the bundle that ships in the wheel
 	$(BIN)/mutoscope export $(CHECKPOINT) -o $(DEFAULT_BUNDLE) --weights float16 \
 		--scheduler euler-ancestral --scheduler dpm++2m --scheduler unipc --scheduler lcm --force
-	$(BIN)/mutoscope tune $(DEFAULT_BUNDLE) --min-psnr-db 32 --no-guidance-interval --no-guidance-passes
+	$(BIN)/mutoscope tune $(DEFAULT_BUNDLE) --min-psnr-db 33 --num-samples 8 --no-guidance-interval --no-guidance-passes
 	$(BIN)/mutoscope verify $(DEFAULT_BUNDLE) --checkpoint $(CHECKPOINT)
 
 benchmark: env  ## Measure the components, prompt accuracy, clips against diffusers, the sampler

@@ -49,6 +49,8 @@ REUSED_STEPS: Final = (2, 3)
 """The steps that run the shallow part alone; step 1 makes the features for both."""
 TEACHER_STEPS: Final = 2
 """Steps of the teacher from one of them to the next."""
+OBJECT_WEIGHT: Final = 3.0
+"""Weight of a cell that may show the object, whose shape and colour the background outnumbers."""
 STEADY_WEIGHT: Final = 10.0
 """Weight of the background's change over time: guidance makes the teacher's some four times what
 the clips trained it to, and nothing else in the loss holds against that."""
@@ -132,7 +134,8 @@ class Distillation:
             target = self._find_step(noisy, timesteps, following, text)
             cells = find_objects(alpha * noisy - sigma * target)
         unsteady = measure_background_change(alpha * noisy - sigma * velocity, cells)
-        return (velocity - target).square().mean() + STEADY_WEIGHT * unsteady
+        weight = 1.0 + (OBJECT_WEIGHT - 1.0) * cells
+        return (weight * (velocity - target).square()).mean() + STEADY_WEIGHT * unsteady
 
     def _find_scales(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Scales of signal and noise, each [B, 1, 1, 1, 1]; a timestep of -1 is clean."""

@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler
 from training import few_step
 from training.checkpoint import GUIDANCE_SCALE
 from training.few_step import (
+    OBJECT_WEIGHT,
     STEADY_WEIGHT,
     STEPS_BETWEEN_CLIPS,
     TEACHER_STEPS,
@@ -180,6 +181,17 @@ def test_error_that_changes_the_background_over_time_costs_more(distillation, mo
     flickering = distillation.compute_loss(Student(monkeypatch, over_time), 0)
     spotted = distillation.compute_loss(Student(monkeypatch, over_place), 0)
     assert float(flickering) > float(spotted) + 0.1 * STEADY_WEIGHT
+
+
+def test_error_in_the_object_costs_more(distillation, monkeypatch):
+    object_half = torch.ones(SHAPE)
+    object_half[..., 4:] = 0.0
+    monkeypatch.setattr(few_step, "find_objects", lambda clean: object_half[:, :1])
+    right, inside, outside = (
+        float(distillation.compute_loss(Student(monkeypatch, error), 0))
+        for error in (0.0, 10.0 * object_half, 10.0 * (1.0 - object_half))
+    )
+    assert (inside - right) / (outside - right) == pytest.approx(OBJECT_WEIGHT, rel=0.1)
 
 
 def test_objects_are_the_half_that_differs_most():
