@@ -26,7 +26,6 @@ from training.vae import load_vae, scale_pixels
 CHUNK_CLIPS: Final = 128
 FRAME_BATCH: Final = 64
 SCALE_NAME: Final = "latents_scale.json"
-SIZE_MOTIONS: Final = ("grows", "shrinks")
 CELL: Final = 8
 """Pixels per latent cell, on each side."""
 
@@ -110,10 +109,10 @@ class LatentClips:
             self.attributes.extend(ClipAttributes(**entry) for entry in entries)
             self._read.add(path)
 
-    def list_growing(self) -> NDArray[np.int64]:
-        """Return the indices of the clips that grow or shrink, int64."""
-        growing = [index for index, a in enumerate(self.attributes) if a.motion in SIZE_MOTIONS]
-        return np.array(growing, np.int64)
+    def list_moving(self, motion: str) -> NDArray[np.int64]:
+        """Return the indices of the clips with a motion, int64."""
+        moving = [index for index, a in enumerate(self.attributes) if a.motion == motion]
+        return np.array(moving, np.int64)
 
     def __len__(self) -> int:
         """Return how many clips are in memory."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +30,8 @@ TIMESTEP_POWER: Final = 0.75
 """Timesteps are u ** this: below 1, more of them at high noise, where the path is decided."""
 OBJECT_WEIGHT: Final = 3.0
 """Weight of a cell with an object in it where noise is low; 1 where noise is all."""
-GROWTH_FRACTION: Final = 0.15
-"""Fraction of samples that surely grow or shrink: a size is learned later than a direction."""
+LATE_MOTIONS: Final = {"grows": 0.075, "shrinks": 0.075}
+"""Fractions of samples among these motions alone: a size is learned later than a direction."""
 TRACK_WEIGHT: Final = 0.3
 """Weight of the error in telling place and size; it fades where noise is low."""
 STEADY_WEIGHT: Final = 3.0
@@ -190,17 +190,29 @@ class CaptionedLatents:
         return torch.stack(means)
 
     def draw(
-        self, rng: np.random.Generator, count: int, *, still: bool
+        self,
+        rng: np.random.Generator,
+        count: int,
+        *,
+        still: bool,
+        often: Mapping[str, float] = LATE_MOTIONS,
     ) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """Return a batch of clean latents and what belongs to them.
+
+        Args:
+            rng: What draws.
+            count: Samples.
+            still: Whether they are single frames.
+            often: Fractions of the samples that are drawn among the clips of a motion alone.
 
         Returns:
             Latents [B, C, F, h, w], object cells [B, 1, F, h, w] and whether there is a pillar [B],
             all float32; their captions.
         """
         chosen = rng.integers(len(self.clips), size=count)
-        growing = self.clips.list_growing()
-        chosen = np.where(rng.random(count) < GROWTH_FRACTION, rng.choice(growing, count), chosen)
+        for motion, fraction in often.items():
+            moving = rng.choice(self.clips.list_moving(motion), count)
+            chosen = np.where(rng.random(count) < fraction, moving, chosen)
         frame = int(rng.integers(NUM_FRAMES)) if still else 0
         frames = slice(frame, frame + 1) if still else slice(None)
         latents = np.stack([self.clips.latents[index][frames] for index in chosen])

@@ -28,7 +28,7 @@ STEP_TOLERANCE = 2e-5
 class Captions:
     """Clips and text states as numbers, in place of the trained encoders."""
 
-    def draw(self, rng, count, *, still):
+    def draw(self, rng, count, *, still, often):
         clean = torch.from_numpy(rng.standard_normal((count, *SHAPE[1:]), dtype=np.float32))
         captions = [f"a shape {rng.integers(1000)}" for _ in range(count)]
         return clean, torch.zeros((count, 1, *SHAPE[2:])), torch.zeros(count), captions
