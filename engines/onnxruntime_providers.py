@@ -70,7 +70,7 @@ EXECUTION_PROVIDERS = {
             "OpenVINOExecutionProvider",
             "onnxruntime-ep-openvino",
             "onnxruntime_ep_openvino",
-            "a processor, GPU or NPU that OpenVINO knows",
+            "an Intel processor, GPU or NPU (engine 'openvino' takes processors of other vendors)",
         ),
         ExecutionProvider("coreml", "CoreMLExecutionProvider", "onnxruntime"),
         ExecutionProvider("directml", "DmlExecutionProvider", "onnxruntime-directml"),

@@ -19,7 +19,10 @@ from mutoscope.engines.onnxruntime_placement import (
     SHAPE_OPERATORS,
     PlacementCheck,
 )
-from mutoscope.engines.onnxruntime_providers import EXECUTION_PROVIDERS
+from mutoscope.engines.onnxruntime_providers import (
+    EXECUTION_PROVIDERS,
+    list_execution_providers,
+)
 
 CUDA = EXECUTION_PROVIDERS["cuda"]
 CPU = EXECUTION_PROVIDERS["cpu"]
@@ -257,6 +260,8 @@ def test_a_plugin_that_takes_all_runs_without_a_look_at_the_first_run(
     path: Path, folders: Path
 ) -> None:
     pytest.importorskip("onnxruntime_ep_openvino")
+    if "openvino" not in list_execution_providers():
+        pytest.skip("the plugin of OpenVINO finds no device here")
     engine = OnnxruntimeEngine(path, execution_provider="openvino")
     assert list(folders.iterdir()) == []
     np.testing.assert_array_equal(engine.run(make_feeds())["product"], np.ones((50, 4)))

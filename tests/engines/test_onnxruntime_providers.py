@@ -162,12 +162,19 @@ def test_what_is_built_in_has_no_devices_of_a_plugin() -> None:
     assert onnxruntime_providers.list_devices(EXECUTION_PROVIDERS["cpu"]) == []
 
 
-def test_the_real_rtx_plugin_without_a_driver_is_refused() -> None:
-    pytest.importorskip(RTX.plugin_module)
-    if "tensorrt-rtx" in list_execution_providers():
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorrt-rtx", "does not start here"),
+        ("openvino", r"finds no device; it takes an Intel processor, .* \(engine 'openvino' takes"),
+    ],
+)
+def test_a_real_plugin_that_does_not_run_here_is_refused(name: str, message: str) -> None:
+    pytest.importorskip(EXECUTION_PROVIDERS[name].plugin_module)
+    if name in list_execution_providers():
         pytest.skip("it runs here")
-    with pytest.raises(ExecutionProviderError, match="does not start here"):
-        find_execution_provider("tensorrt-rtx")
+    with pytest.raises(ExecutionProviderError, match=message):
+        find_execution_provider(name)
 
 
 def test_options_of_the_cpu_are_refused() -> None:
