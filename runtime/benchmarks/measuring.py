@@ -198,7 +198,9 @@ class ComponentBenchmark:
                 on_failure=functools.partial(self._fail_way, name),
             )
             if len(seconds) == len(turns):
-                yield GuidanceRow(name, *(summarize(seconds[way]) for way in turns))
+                yield GuidanceRow(
+                    self._component, name, *(summarize(seconds[way]) for way in turns)
+                )
 
     def _compare_outputs(self) -> dict[str, float]:
         """The error of each against the reference, which itself has none."""

@@ -48,6 +48,7 @@ class Row:
 class GuidanceRow:
     """Both ways of one step with guidance: two passes, and one pass over a batch of two."""
 
+    component: str
     contestant: str
     seconds_separate: Seconds
     seconds_batched: Seconds

@@ -12,7 +12,7 @@ _NONE = "-"
 
 
 def format_results(results: Results) -> Iterator[str]:
-    """Yield the machine, a table for each component, and what was found of guidance."""
+    """Yield the machine, and for each component a table and what was found of guidance."""
     yield format_machine(results.machine)
     yield ""
     yield (
@@ -25,9 +25,10 @@ def format_results(results: Results) -> Iterator[str]:
         yield f"### {component}"
         yield ""
         yield from format_table(rows)
-    if results.guidance:
-        yield ""
-        yield from (_describe_guidance(row) for row in results.guidance)
+        guidance = [row for row in results.guidance if row.component == component]
+        if guidance:
+            yield ""
+            yield from map(_describe_guidance, guidance)
 
 
 def format_table(rows: Sequence[Row]) -> Iterator[str]:

@@ -163,7 +163,7 @@ def test_a_copy_is_calibrated_once_and_the_bundle_is_left_alone(
     (arguments,) = calls
     assert arguments[0] == "calibrate"
     assert arguments[1] != bundle
-    assert arguments[2:] == (int8_speed.RANDOM_OPTIONS if is_random else ())
+    assert arguments[2:] == (int8_speed.RANDOM_OPTIONS if is_random else int8_speed.SHIPPED_OPTIONS)
     assert (target / "calibrated").exists()
     assert not (bundle / "calibrated").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["copy-int8"]

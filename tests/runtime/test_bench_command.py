@@ -314,7 +314,7 @@ def test_tables_leave_out_what_was_not_compared() -> None:
     text = "\n".join(format_results(results))
     assert "| a | 12.5 ms |    1.50 s |     12.5 ms | 10.0 ms |       2 MiB |         - |" in text
     compared = Row("unet", "b", {}, seconds, 1.5, seconds, 1, 1, 2e-7, 1.6)
-    guidance = GuidanceRow("b", seconds, Seconds(0.01, 0.01, 5))
+    guidance = GuidanceRow("unet", "b", seconds, Seconds(0.01, 0.01, 5))
     text = "\n".join(
         format_results(Results({**results.machine}, "b", "f", 1, 8, 8, 1, (compared,), (guidance,)))
     )
