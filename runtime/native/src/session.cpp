@@ -54,10 +54,8 @@ Session::Session(const Onnxruntime &onnxruntime, const std::string &path,
 namespace {
 
 // The declaration of one input or output, from onnxruntime.
-TensorSpec read_spec(const Onnxruntime &onnxruntime, std::string name, OrtTypeInfo *type) {
+TensorSpec read_spec(const Onnxruntime &onnxruntime, std::string name, const OrtTypeInfo *type) {
     const OrtApi &api = onnxruntime.api();
-    const std::unique_ptr<OrtTypeInfo, Released<OrtTypeInfo, &OrtApi::ReleaseTypeInfo>> release(
-        type, {&api});
     const OrtTensorTypeAndShapeInfo *tensor = nullptr;
     onnxruntime.check(api.CastTypeInfoToTensorInfo(type, &tensor), name + " is no tensor");
     if (tensor == nullptr) throw EngineError(name + " is no tensor: export again");
@@ -88,6 +86,8 @@ void Session::read_specs() {
             const std::unique_ptr<char, decltype(free_name)> name(raw, free_name);
             OrtTypeInfo *type = nullptr;
             onnxruntime_.check((api.*get_type)(session_.get(), i, &type), name_);
+            const std::unique_ptr<OrtTypeInfo, Released<OrtTypeInfo, &OrtApi::ReleaseTypeInfo>>
+                release(type, {&api});
             specs.push_back(read_spec(onnxruntime_, name.get(), type));
         }
         return specs;
